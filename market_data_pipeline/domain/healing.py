@@ -1,0 +1,92 @@
+"""What an answer, or the lack of one, changes in the ledger. Pure: the clock, the policy and the evidence are handed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from market_data_pipeline.domain.candles import Bools
+    from market_data_pipeline.domain.coverage import LedgerRow
+
+
+@dataclass(frozen=True, slots=True)
+class HealingPolicy:
+    """How often we ask for a bar that does not come, and when we believe that it never will.
+
+    ``confirm_after`` answers that lack a minute, each with trades on both sides of it, make it confirmed empty.
+    ``give_up_after`` answers that bring nothing new end the asking: what is still absent stays *missing*, honestly.
+    The wait before attempt n + 1 is ``backoff_seconds * 4**n``, at most ``longest_backoff_seconds``.
+    """
+
+    confirm_after: int = 3
+    give_up_after: int = 6
+    backoff_seconds: float = 900.0
+    longest_backoff_seconds: float = 86400.0
+
+    def wait(self, attempts: int) -> timedelta:
+        """How long to wait after the ``attempts``-th fruitless answer or failure (1, 2, …)."""
+        return timedelta(seconds=min(self.backoff_seconds * 4.0 ** (max(attempts, 1) - 1), self.longest_backoff_seconds))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionAnswer:
+    """What one answer said about one session, slot by slot.
+
+    ``bars``: a usable bar came. ``silent``: the answer covers the slot, the bar was due, and there is nothing at all there.
+    An explicit null is neither: it is no information (Yahoo sends nulls for its own losses too).
+    """
+
+    bars: Bools
+    silent: Bools
+
+
+def enclosed(present: Bools) -> Bools:
+    """The slots with at least one present bar before and one after them: trading was observed on both sides."""
+    if not present.any():
+        return np.zeros(len(present), bool)
+    places = np.flatnonzero(present)
+    slots = np.arange(len(present))
+    return (slots > places[0]) & (slots < places[-1])
+
+
+def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: datetime, policy: HealingPolicy) -> LedgerRow:
+    """The ledger row once ``answer`` is stored.
+
+    Present bars stay present whatever a later answer lacks. A bar that arrives after its slot was confirmed empty is present.
+    ``due`` marks the slots whose bar should exist by ``now``. Only an answer after the whole session is due, and no sooner than
+    the row's ``next_attempt_at``, counts as an attempt: asking twice in a minute is not twice the evidence.
+    """
+    present = row.present | answer.bars
+    confirmed = row.confirmed_empty & ~present
+    spaced = row.next_attempt_at is None or now >= row.next_attempt_at
+    counts = spaced and bool(due.all()) and bool((due & ~present & ~confirmed).any())
+    attempts = row.attempts + counts
+    if counts and attempts >= policy.confirm_after:
+        confirmed = confirmed | (answer.silent & ~present & enclosed(present))
+    open_slots = due & ~present & ~confirmed
+    fruitless = not (answer.bars & ~row.present).any()
+    if not open_slots.any() or (attempts >= policy.give_up_after and fruitless):
+        next_attempt = None
+    elif spaced:
+        next_attempt = now + policy.wait(attempts)
+    else:
+        next_attempt = row.next_attempt_at
+    return replace(
+        row,
+        present=present,
+        confirmed_empty=confirmed,
+        attempts=attempts,
+        failures=0,
+        last_attempt_at=now,
+        next_attempt_at=next_attempt,
+    )
+
+
+def after_failure(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> LedgerRow:
+    """The ledger row after a request that got no usable answer: no verdict changes, the next attempt waits."""
+    failures = row.failures + 1
+    return replace(row, failures=failures, last_attempt_at=now, next_attempt_at=now + policy.wait(failures))
