@@ -1,0 +1,91 @@
+"""The `mdp` command: finds each subcommand when it is asked for, and turns our errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from market_data_pipeline import __version__
+from market_data_pipeline.domain.errors import InvalidInputError, MarketDataError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# name -> "module:attribute" below market_data_pipeline.cli. Looked up on use: `mdp status` need not import pandas.
+COMMANDS = {
+    "up": "stack:up",
+    "down": "stack:down",
+    "status": "stack:status",
+    "migrate": "stack:migrate",
+    "exec": "stack:exec_",
+    "universe": "universe:universe",
+    "backfill": "backfill:backfill",
+    "candles": "candles:candles",
+    "revisions": "candles:revisions",
+    "coverage": "coverage:coverage",
+    "gaps": "coverage:gaps",
+    "reconcile": "reconcile:reconcile",
+    "simulate": "simulate:simulate",
+    "sample": "simulate:sample",
+    "demo": "demo:demo",
+}
+
+DONE, FOUND_SOMETHING, BAD_USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(f"market_data_pipeline.cli.{module}"), attribute)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mdp")
+def mdp() -> None:
+    """Keep market candles complete, correct and fresh.
+
+    Exit codes: 0 done, 1 found something wrong, 2 bad usage, 3 could not reach what it needs.
+
+    Example: mdp up && mdp universe load universe.csv && mdp backfill --symbols AAPL --interval 1m --start 2026-11-16 --end 2026-11-20
+    """
+
+
+def exit_code_of(error: MarketDataError) -> int:
+    """What a shell is told about ``error``."""
+    if isinstance(error, InvalidInputError):
+        return BAD_USAGE
+    return UNAVAILABLE if isinstance(error, UnavailableError) else FOUND_SOMETHING
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `mdp` and leave the process with one of the four exit codes."""
+    try:
+        code = mdp.main(args=arguments, prog_name="mdp", standalone_mode=False)
+    except click.ClickException as wrong:
+        wrong.show()
+        sys.exit(wrong.exit_code)
+    except click.Abort:
+        click.echo("mdp: interrupted", err=True)
+        sys.exit(130)
+    except MarketDataError as error:
+        click.echo(f"mdp: {error}", err=True)
+        sys.exit(exit_code_of(error))
+    except BrokenPipeError:
+        # The reader of our pipe (`head`) has what it wanted; Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DONE)
+    sys.exit(code if isinstance(code, int) else DONE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What ingesting asks for and reports: stretches of sessions of one instrument, each with its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+
+    from market_data_pipeline.domain.coverage import Verdict
+    from market_data_pipeline.domain.universe import Instrument
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The sessions of one instrument from ``first`` to ``last``, both included: the unit that is asked for and reported."""
+
+    instrument: Instrument
+    first: date
+    last: date
+
+
+@dataclass(frozen=True, slots=True)
+class StretchReport:
+    """What became of one stretch.
+
+    ``verdicts`` counts every expected bar of the stretch after the work; they add up to ``expected``. ``failure`` is why some
+    session got no usable answer, None where every request was answered. ``requests`` counts HTTP requests, shared ones as their share.
+    """
+
+    stretch: Stretch
+    expected: int
+    verdicts: Mapping[Verdict, int]
+    inserted: int = 0
+    revised: int = 0
+    unchanged: int = 0
+    refused: int = 0
+    requests: float = 0.0
+    seconds: float = 0.0
+    provider: str | None = None
+    failure: str | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
