@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from market_data_pipeline.domain.ports import Fetch
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from market_data_pipeline.domain.ports import Fetch
+
 
 class MarketDataError(Exception):
     """Anything that went wrong and that we understood well enough to name."""
@@ -46,10 +56,12 @@ class CalendarHorizonError(MarketDataError):
 class ProviderError(MarketDataError):
     """A named provider gave us no usable data.
 
-    ``kind`` is the class recorded in ``fetches.outcome``: stable text, one word, safe for a metric label.
+    ``kind`` is the class recorded in ``fetches.outcome``: stable text, one word, safe for a metric label. ``fetch`` is the
+    provenance of the failed request, set by the adapter; None where the error arose outside one.
     """
 
     kind = "failed"
+    fetch: Fetch | None = None
 
     def __init__(self, message: str, *, provider: str) -> None:
         super().__init__(f"{provider}: {message}")

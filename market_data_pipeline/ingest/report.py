@@ -26,16 +26,16 @@ class Stretch:
 class StretchReport:
     """What became of one stretch.
 
-    ``verdicts`` counts every expected bar of the stretch after the work; they add up to ``expected``. ``failure`` is why some
-    session got no usable answer, None where every request was answered. ``requests`` counts HTTP requests, shared ones as their share.
+    ``verdicts`` counts every expected bar of the stretch after the work; they add up to ``expected``. ``inserted`` counts the
+    bars that are present now and were not before, ``refused`` and ``dropped`` the rows left out. ``failure`` is why some session
+    got no usable answer, None where every request was answered. A request that serves several stretches counts for each as its
+    share of ``requests`` and ``seconds``, and wholly in ``dropped`` and ``refused`` of the first.
     """
 
     stretch: Stretch
     expected: int
     verdicts: Mapping[Verdict, int]
     inserted: int = 0
-    revised: int = 0
-    unchanged: int = 0
     refused: int = 0
     requests: float = 0.0
     seconds: float = 0.0

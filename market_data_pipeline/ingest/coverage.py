@@ -1,0 +1,166 @@
+"""Reads the ledger against the grid: verdicts for every expected bar, counts that add up, and the windows that are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from market_data_pipeline.domain.coverage import VERDICTS, Verdict, runs, tally, verdict_codes
+from market_data_pipeline.ingest.grid import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import date, datetime
+
+    import numpy.typing as npt
+
+    from market_data_pipeline.domain.candles import Bools, Interval
+    from market_data_pipeline.domain.coverage import LedgerRow
+    from market_data_pipeline.domain.universe import Instrument
+    from market_data_pipeline.ingest.pipeline import Pipeline
+
+# Instruments whose ledger rows are held in memory at a time.
+_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageLine:
+    """The verdicts of one symbol and interval over a range of sessions. ``counts`` add up to ``expected``."""
+
+    symbol: str
+    interval: Interval
+    first: date
+    last: date
+    sessions: int
+    expected: int
+    counts: dict[Verdict, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GapWindow:
+    """Missing bars in a row: they open in [start, end), epoch seconds UTC. The rest is what the ledger plans for the session."""
+
+    symbol: str
+    interval: Interval
+    session: date
+    start: int
+    end: int
+    bars: int
+    attempts: int
+    failures: int
+    last_attempt_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masks:
+    """The ledger laid over a grid: one element a bar. ``known`` has one element a session: whether the ledger has a row."""
+
+    present: Bools
+    confirmed_empty: Bools
+    known: Bools
+    misfit: Bools
+    """Sessions whose ledger row expects another number of bars than the calendar does now."""
+
+
+def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
+    """Lay ledger rows of one symbol and interval over their grid. Rows of sessions that the grid lacks are left out."""
+    present, confirmed = np.zeros(len(grid.opened_at), bool), np.zeros(len(grid.opened_at), bool)
+    known, misfit = np.zeros(len(grid), bool), np.zeros(len(grid), bool)
+    place_of = {session: place for place, session in enumerate(grid.sessions)}
+    edges = grid.offsets.tolist()
+    for row in rows:
+        place = place_of.get(row.session)
+        if place is None:
+            continue
+        known[place] = True
+        if row.expected != edges[place + 1] - edges[place]:
+            misfit[place] = True
+            continue
+        present[edges[place] : edges[place + 1]] = row.present
+        confirmed[edges[place] : edges[place + 1]] = row.confirmed_empty
+    return Masks(present, confirmed, known, misfit)
+
+
+def listed(instrument: Instrument, grid: Grid) -> Bools:
+    """One element a bar: whether the instrument existed in its session."""
+    if instrument.active_from is None and instrument.active_to is None:
+        return np.ones(len(grid.opened_at), bool)
+    return np.repeat(np.array([instrument.listed_on(session) for session in grid.sessions], bool), grid.lengths)
+
+
+def codes_of(
+    pipeline: Pipeline, instrument: Instrument, interval: Interval, grid: Grid, masks: Masks, *, now: int
+) -> npt.NDArray[np.uint8]:
+    """The verdict of every bar of the grid, as indices into ``VERDICTS``."""
+    return verdict_codes(
+        present=masks.present,
+        confirmed_empty=masks.confirmed_empty,
+        listed=listed(instrument, grid),
+        opened_at=grid.starts_at,
+        ends_at=grid.ends_at,
+        now=now,
+        settle_seconds=pipeline.settings.settle_seconds,
+        reach_seconds=pipeline.reach_seconds(interval),
+    )
+
+
+def coverage_report(
+    instruments: Sequence[Instrument], intervals: Sequence[Interval], first: date, last: date, *, pipeline: Pipeline
+) -> Iterator[CoverageLine]:
+    """One line per instrument and interval, every expected bar of [first, last] counted under exactly one verdict."""
+    for instrument, interval, grid, masks, _ in _laid_over(instruments, intervals, first, last, pipeline):
+        now = int(pipeline.clock.now().timestamp())
+        counts = tally(codes_of(pipeline, instrument, interval, grid, masks, now=now))
+        yield CoverageLine(instrument.symbol, interval, first, last, len(grid), len(grid.opened_at), counts)
+
+
+def gap_windows(
+    instruments: Sequence[Instrument], intervals: Sequence[Interval], first: date, last: date, *, pipeline: Pipeline
+) -> Iterator[GapWindow]:
+    """Every missing stretch of bars, by symbol, interval and time: disjoint, and together exactly the bars judged missing."""
+    missing = VERDICTS.index(Verdict.MISSING)
+    for instrument, interval, grid, masks, rows in _laid_over(instruments, intervals, first, last, pipeline):
+        now = int(pipeline.clock.now().timestamp())
+        gaps = codes_of(pipeline, instrument, interval, grid, masks, now=now) == missing
+        by_session = {row.session: row for row in rows}
+        for place, (session, gap) in enumerate(zip(grid.sessions, grid.split(gaps), strict=True)):
+            row, at = by_session.get(session), int(grid.offsets[place])
+            for run in runs(gap):
+                yield GapWindow(
+                    symbol=instrument.symbol,
+                    interval=interval,
+                    session=session,
+                    start=int(grid.starts_at[at + run.first]),
+                    end=int(grid.ends_at[at + run.last - 1]),
+                    bars=run.last - run.first,
+                    attempts=0 if row is None else row.attempts,
+                    failures=0 if row is None else row.failures,
+                    last_attempt_at=None if row is None else row.last_attempt_at,
+                    next_attempt_at=None if row is None else row.next_attempt_at,
+                )
+
+
+def _laid_over(
+    instruments: Sequence[Instrument], intervals: Sequence[Interval], first: date, last: date, pipeline: Pipeline
+) -> Iterator[tuple[Instrument, Interval, Grid, Masks, Sequence[LedgerRow]]]:
+    for interval in intervals:
+        grids: dict[str, Grid] = {}
+        for at in range(0, len(instruments), _AT_ONCE):
+            chunk = instruments[at : at + _AT_ONCE]
+            rows_of = rows_by_symbol(pipeline.ledger.rows([i.symbol_id for i in chunk], interval, first, last))
+            for instrument in chunk:
+                if instrument.calendar not in grids:
+                    grids[instrument.calendar] = Grid.of(pipeline.calendars(instrument.calendar), interval, first, last)
+                grid, rows = grids[instrument.calendar], rows_of.get(instrument.symbol_id, [])
+                yield instrument, interval, grid, masks_of(grid, rows), rows
+
+
+def rows_by_symbol(rows: Sequence[LedgerRow]) -> dict[int, list[LedgerRow]]:
+    """Ledger rows grouped by symbol_id, in their order."""
+    grouped: dict[int, list[LedgerRow]] = {}
+    for row in rows:
+        grouped.setdefault(row.symbol_id, []).append(row)
+    return grouped
