@@ -70,8 +70,9 @@ class CorporateAction:
 class Fetch:
     """The provenance of an answer, or of the lack of one: a row of ``fetches``.
 
-    ``request`` is redacted. ``outcome`` is "ok" or the ``kind`` of a ProviderError. ``dropped`` counts rows left out, by reason.
-    ``payload_sha256`` is of the body's bytes as received, None where there was no body.
+    ``request`` is redacted. ``outcome`` is "ok" or the ``kind`` of a ProviderError. ``dropped`` counts rows left out, by
+    reason. ``payload_sha256`` is of the body's bytes as received, None where there was no body. ``attempts``: HTTP requests sent
+    for it, retries included; 0 where it was refused before sending. ``latency_seconds`` is that of the last attempt.
     """
 
     provider: str
@@ -87,6 +88,7 @@ class Fetch:
     payload_sha256: str | None = None
     error: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +103,8 @@ class RefusedBars:
 class BarsAnswer:
     """A provider's answer, parsed and not yet judged.
 
-    ``columns``: every bar with numbers in it, in the order received, stamped with the bar's open (left edge); 1d is stamped with
-    midnight UTC of the session date. ``null_opened_at``: the stamps answered with an explicit null bar (no information).
+    ``columns``: every bar with numbers in it, sorted by stamp and unique, stamped with the bar's open (left edge); 1d is stamped
+    with midnight UTC of the session date. ``null_opened_at``: the stamps answered with an explicit null bar (no information).
     ``float32_prices``: prices are float32 widened on the wire, so compare them at that resolution. ``currency`` as sent.
     """
 
@@ -171,6 +173,8 @@ class CandleBatch:
     actions: Sequence[tuple[int, int, CorporateAction]] = ()
     """(symbol_id, fetch index, action)."""
     float32_prices: bool = False
+    fetch_symbol_ids: Sequence[int | None] = ()
+    """The instrument of each fetch; left empty, it is taken from what points at the fetch (an answer without bars has nothing)."""
 
 
 @dataclass(frozen=True, slots=True)
