@@ -56,7 +56,7 @@ def mdp() -> None:
 
     Exit codes: 0 done, 1 found something wrong, 2 bad usage, 3 could not reach what it needs.
 
-    Example: mdp up && mdp universe load universe.csv && mdp backfill --symbols AAPL --interval 1m --start 2026-11-16 --end 2026-11-20
+    Example: mdp up && mdp universe load universe.csv && mdp backfill --all --interval 1m --start 2026-11-16 --end 2026-11-20
     """
 
 

@@ -1,4 +1,4 @@
-"""How commands print: a table for people, JSON for machines, from the same rows."""
+"""How commands print: a table for people, JSON for machines, from the same rows. Notes go to standard error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import click
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of a table.")
+
+# What fits on two screens. Whoever wants all rows of a long table wants a file or a pipe: csv and json are never cut.
+MOST_ROWS = 60
+_LEFT_OUT = "…"
 
 
 def print_json(value: object) -> None:
@@ -21,24 +26,56 @@ def print_json(value: object) -> None:
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
 
 
-def print_table(rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str], title: str | None = None) -> None:
-    """``rows`` as a table with ``columns`` in that order; numbers to the right, None as an empty cell."""
+def print_table(
+    rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str], title: str | None = None, most: int | None = None
+) -> None:
+    """``rows`` as a table with ``columns`` in that order; numbers to the right, None as an empty cell.
+
+    More than ``most`` rows are cut in the middle, and a line under the table says how many are not shown.
+    """
     rows = list(rows)
+    head, tail = _ends(rows, most)
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in head:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    if tail:
+        table.add_row(*(_LEFT_OUT for _ in columns))
+    for row in tail:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     # A pipe has no width: 80 columns would fold every row for the program that reads it.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+    hidden = len(rows) - len(head) - len(tail)
+    if hidden:
+        note(f"{len(rows):,} rows, {hidden:,} of them not shown: --json prints all")
 
 
-def _cell(value: object) -> str:
+def note(text: str) -> None:
+    """Something a person should know that is not the answer itself: standard error, so that pipes stay clean."""
+    click.echo(text, err=True)
+
+
+def _ends(
+    rows: Sequence[Mapping[str, Any]], most: int | None
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    if most is None or len(rows) <= most:
+        return rows, ()
+    return rows[: most - most // 2], rows[len(rows) - most // 2 :]
+
+
+def _cell(value: object) -> Text:
+    """Text, never markup: a symbol or an error message may hold square brackets."""
+    return Text(_written(value))
+
+
+def _written(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # Ten digits show every price as quoted and hide the noise of float32 on the wire; volumes stay whole numbers.
+    return f"{value:,.10g}" if isinstance(value, float) else str(value)
