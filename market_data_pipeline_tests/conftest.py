@@ -1,0 +1,111 @@
+"""A real Postgres for every test that asks for one: started once a session, a fresh migrated database a test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from psycopg2 import sql
+
+from market_data_pipeline.storage.database import open_engine, psycopg2_url
+from market_data_pipeline.storage.embedded import EmbeddedPostgres
+from market_data_pipeline.storage.migrations import apply_migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Engine
+
+# For tests only: a crash of the machine may lose everything here, and nobody minds.
+FAST_AND_FORGETFUL = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    "max_wal_size": "1GB",
+    "log_checkpoints": "off",
+}
+HOMES = "mdp-test-"
+
+
+def _with_database(url: str, database: str) -> str:
+    return sa.make_url(url).set(database=database).render_as_string(hide_password=False)
+
+
+def _execute(url: str, statement: sql.Composable) -> None:
+    libpq = psycopg2_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with closing(psycopg2.connect(libpq)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+def _remove_what_killed_sessions_left() -> None:
+    for owner in Path(tempfile.gettempdir()).glob(f"{HOMES}*/owner"):
+        try:
+            pid, created = owner.read_text(encoding="utf-8").split()
+            alive = psutil.Process(int(pid)).create_time() == float(created)
+        except (OSError, ValueError, psutil.NoSuchProcess):
+            alive = False
+        if not alive and owner.exists():
+            EmbeddedPostgres(owner.parent).stop()
+            shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A server where databases may be created: MDP_TEST_DATABASE_URL, or an embedded one of this session alone."""
+    given = os.environ.get("MDP_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    _remove_what_killed_sessions_left()
+    # Not pytest's own temporary directory: its parent is 0700, which the account that root's Postgres runs as cannot enter.
+    home = Path(tempfile.mkdtemp(prefix=HOMES))
+    home.chmod(0o711)
+    (home / "owner").write_text(f"{os.getpid()} {psutil.Process().create_time()}", encoding="utf-8")
+    server = EmbeddedPostgres(home, extra_settings=FAST_AND_FORGETFUL)
+    try:
+        yield server.ensure()
+    finally:
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_url: str) -> Iterator[str]:
+    """The name of a migrated database that nobody is connected to: what each test's database is cloned from."""
+    name = f"template_{secrets.token_hex(6)}"
+    _execute(postgres_url, sql.SQL("create database {}").format(sql.Identifier(name)))
+    engine = open_engine(_with_database(postgres_url, name))
+    apply_migrations(engine)
+    engine.dispose()
+    yield name
+    _execute(postgres_url, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """A fresh, migrated, empty database."""
+    name = f"test_{secrets.token_hex(6)}"
+    clone = sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
+    _execute(postgres_url, clone)
+    yield _with_database(postgres_url, name)
+    _execute(postgres_url, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on ``database_url``."""
+    opened = open_engine(database_url)
+    yield opened
+    opened.dispose()
