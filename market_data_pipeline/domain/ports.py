@@ -208,5 +208,3 @@ class StoredRevisions:
     known_from: Int64s
     known_to: Int64s
     fetch_id: Int64s
-
-
