@@ -1,4 +1,4 @@
-"""How every benchmark reports: a table on the terminal and the same numbers as JSON. What to measure is each script's business."""
+"""How every benchmark reports: a table on the terminal and the same numbers as JSON. What to measure is each script's own."""
 
 from __future__ import annotations
 

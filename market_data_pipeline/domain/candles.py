@@ -112,8 +112,8 @@ class CandleColumns:
         """Columns from anything array-like, without VWAP and trade count."""
         stamps = np.asarray(opened_at, dtype=np.int64)
         unknown = np.full(len(stamps), np.nan)
-        prices = (np.asarray(column, dtype=np.float64) for column in (open_, high, low, close, volume))
-        return cls(stamps, *prices, vwap=unknown, trades=unknown)
+        numbers = [np.asarray(column, dtype=np.float64) for column in (open_, high, low, close, volume, unknown, unknown)]
+        return cls(stamps, *numbers)
 
     @classmethod
     def empty(cls) -> Self:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from datetime import date, datetime
+
     import numpy.typing as npt
 
     from market_data_pipeline.domain.candles import Bools, Int64s, Interval
@@ -59,7 +60,7 @@ class LedgerRow:
         return len(self.present)
 
 
-def verdict_codes(  # noqa: PLR0913 - one array a rule; a bundle would only hide which rule reads which
+def verdict_codes(
     *,
     present: Bools,
     confirmed_empty: Bools,

@@ -50,7 +50,8 @@ def enclosed(present: Bools) -> Bools:
         return np.zeros(len(present), bool)
     places = np.flatnonzero(present)
     slots = np.arange(len(present))
-    return (slots > places[0]) & (slots < places[-1])
+    inside: Bools = (slots > places[0]) & (slots < places[-1])
+    return inside
 
 
 def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: datetime, policy: HealingPolicy) -> LedgerRow:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import date
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from market_data_pipeline.domain.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import date
 
 # Symbols become Dagster partition keys, URL path segments and file names: a closed alphabet keeps all three safe.
 # Dagster forbids "," "|" and "..." in keys (DAGSTER.md §1.1); "/" is allowed for crypto pairs and is quoted in URLs.
@@ -55,7 +55,7 @@ def valid_symbol(text: str) -> str:
     """``text`` when it can be a symbol; InvalidInputError names it otherwise."""
     if len(text) > SYMBOL_MAX_LENGTH or not SYMBOL_PATTERN.fullmatch(text):
         raise InvalidInputError(
-            f"{text!r} is not a symbol: expected 1-{SYMBOL_MAX_LENGTH} capital letters, digits and . - = / _ , with ^ allowed in front"
+            f"{text!r} is not a symbol: expected 1-{SYMBOL_MAX_LENGTH} capital letters, digits and . - = / _ , with ^ allowed first"
         )
     return text
 
