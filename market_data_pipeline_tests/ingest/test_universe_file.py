@@ -105,9 +105,7 @@ def test_a_bad_line_is_named_with_its_value_and_what_was_expected(line: str, exp
     ],
 )
 def test_a_bad_optional_cell_is_named(column: str, value: str, expected: str) -> None:
-    assert f"line 2: {expected}" in complaint_about(f"{HEADER},{column}\nAAPL,XNYS,T0,{value}\n").replace(
-        "line 2: alias_yahoo '" + "x" * 61, "line 2: xxx"
-    )
+    assert f"line 2: {expected}" in complaint_about(f"{HEADER},{column}\nAAPL,XNYS,T0,{value}\n")
 
 
 def test_an_instrument_cannot_end_before_it_starts() -> None:
@@ -156,9 +154,7 @@ def test_a_file_without_symbols_is_refused(text: str) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_named_with_their_line() -> None:
-    assert "u.csv: line 3: byte 0xe9 is not UTF-8" in complaint_about(
-        f"{HEADER}\nAAPL,XNYS,T0\nCAF".encode() + b"\xe9,XPAR,T1\n"
-    )
+    assert "u.csv: line 3: byte 0xe9 is not UTF-8" in complaint_about(f"{HEADER}\nAAPL,XNYS,T0\nCAF".encode() + b"\xe9,XPAR,T1\n")
     assert "byte 0xff is not UTF-8" in complaint_about(f"{HEADER}\n".encode("utf-16"))
 
 
