@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 15  # MERGE, on which the write path rests, came with 15
 CONNECT_TIMEOUT_SECONDS = 10
+URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
 def psycopg2_url(url: str) -> URL:
@@ -27,14 +28,10 @@ def psycopg2_url(url: str) -> URL:
     try:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise ConfigurationError(
-            "the database URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        ) from None
+        raise ConfigurationError(f"the database URL cannot be read; expected {URL_FORM}") from None
     scheme = parsed.drivername.split("+")[0]
     if scheme not in {"postgres", "postgresql"}:
-        raise ConfigurationError(
-            f"the database URL begins with {scheme!r}://; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        )
+        raise ConfigurationError(f"the database URL begins with {scheme}://; expected {URL_FORM}")
     # Named in full: SQLAlchemy 2.1 takes a bare postgresql:// to mean psycopg 3.
     return parsed.set(drivername="postgresql+psycopg2")
 
@@ -60,10 +57,11 @@ def open_engine(url: str, *, pool_size: int = 5) -> Engine:
     try:
         with engine.connect() as connection:
             version = connection.dialect.server_version_info or (0,)
+            major = int(version[0])
     except BaseException:
         engine.dispose()
         raise
-    if version[0] < OLDEST_SERVER:
+    if major < OLDEST_SERVER:
         engine.dispose()
         raise UnsupportedServerError(
             f"the server at {address(target)} is PostgreSQL {'.'.join(map(str, version))}; {OLDEST_SERVER} or later is needed"

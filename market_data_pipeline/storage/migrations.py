@@ -1,4 +1,4 @@
-"""Brings a database to the schema in ``sql/``: numbered plain-SQL files, each applied once, in order, and never edited afterwards."""
+"""Brings a database to the schema in ``sql/``: numbered plain-SQL files, each applied once, in order, and never edited."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCK_TIMEOUT = "10min"
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of ``sql/``. ``sha256`` is of the text with \\n line ends, so that a checkout with \\r\\n is no edit."""
+    """One file of ``sql/``. ``sha256`` is of the text with Unix line ends: a checkout with others is no edit."""
 
     number: int
     name: str
@@ -91,12 +91,12 @@ def read_migrations(directory: Path) -> list[Migration]:
 def apply_migrations(engine: Engine, directory: Path | None = None) -> MigrationReport:
     """Apply what is not applied yet. Safe to repeat, and safe from any number of processes at once: one applies, the others wait.
 
-    Each migration is one transaction with its row in ``schema_migrations``: a failure leaves it out as a whole and keeps those before.
+    Each migration is one transaction with its row in ``schema_migrations``: one that fails leaves no trace and keeps those before.
     """
     migrations = read_migrations(directory or migrations_directory())
     new: list[str] = []
     while True:
-        # The lock is the transaction's, not the session's: nothing to release after a crash, and a pooler in between does not matter.
+        # The lock is the transaction's, not the session's: a pooler in between does not matter.
         with engine.begin() as connection:
             _lock(connection)
             _create_table(connection)
@@ -130,8 +130,8 @@ def _lock(connection: Connection) -> None:
 
 def _create_table(connection: Connection) -> None:
     connection.exec_driver_sql(
-        "create table if not exists schema_migrations ("
-        " number int4 primary key, name text not null, sha256 text not null, applied_at timestamptz not null default clock_timestamp())"
+        "create table if not exists schema_migrations (number int4 primary key, name text not null, sha256 text not null,"
+        " applied_at timestamptz not null default clock_timestamp())"
     )
 
 
