@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     confirm_after: int = Field(default=3, ge=2, description="Spaced answers without a minute before it is confirmed empty.")
     give_up_after: int = Field(default=6, ge=2, description="Fruitless answers before a gap is no longer asked for.")
     heal_backoff_seconds: float = Field(default=900.0, ge=0, description="Wait before the second attempt; four times longer each time.")
+    heal_every_seconds: int = Field(default=30, ge=1, description="How often the gap sensor looks.")
     heal_requests_per_tick: int = Field(default=25, ge=1, le=100, description="Most runs that the gap sensor asks for in one tick.")
     partition_budget: int = Field(default=60_000, ge=1, description="Most partitions an asset may have; the grain follows from it.")
     event_retention_days: int = Field(default=30, ge=1, description="Finished Dagster runs older than this are pruned.")
