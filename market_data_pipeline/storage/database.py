@@ -12,6 +12,8 @@ from sqlalchemy.exc import ArgumentError
 from market_data_pipeline.domain.errors import ConfigurationError, DatabaseUnreachableError, UnsupportedServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.engine import URL, Engine, ExceptionContext
 
 OLDEST_SERVER = 15  # MERGE, on which the write path rests, came with 15
@@ -53,20 +55,21 @@ def open_engine(url: str, *, pool_size: int = 5) -> Engine:
     query = {"connect_timeout": str(CONNECT_TIMEOUT_SECONDS), "application_name": "market_data_pipeline"} | dict(target.query)
     engine = sa.create_engine(target.set(query=query), pool_size=pool_size, pool_pre_ping=True)
     event.listen(engine, "connect", _speak_utc)
-    event.listen(engine, "handle_error", _name_lost_connections)
+    event.listen(engine, "handle_error", _name_lost_connections, retval=True)
     try:
         with engine.connect() as connection:
-            version = connection.dialect.server_version_info or (0,)
-            major = int(version[0])
+            check_version(connection.dialect.server_version_info or (0,), where=address(target))
     except BaseException:
         engine.dispose()
         raise
-    if major < OLDEST_SERVER:
-        engine.dispose()
-        raise UnsupportedServerError(
-            f"the server at {address(target)} is PostgreSQL {'.'.join(map(str, version))}; {OLDEST_SERVER} or later is needed"
-        )
     return engine
+
+
+def check_version(version: Sequence[int | str], *, where: str) -> None:
+    """Raise UnsupportedServerError for a server that cannot run our statements."""
+    if int(version[0]) < OLDEST_SERVER:
+        found = ".".join(map(str, version))
+        raise UnsupportedServerError(f"the server at {where} is PostgreSQL {found}; {OLDEST_SERVER} or later is needed")
 
 
 def _speak_utc(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy hands over a driver connection
@@ -76,15 +79,18 @@ def _speak_utc(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLA
     connection.commit()
 
 
-def _name_lost_connections(context: ExceptionContext) -> None:
+def _name_lost_connections(context: ExceptionContext) -> DatabaseUnreachableError | None:
+    """Our error in place of the driver's, or None to leave that one as it is."""
     # Pre-ping expects the driver's error: it replaces the connection and nobody notices.
     if context.is_pre_ping or not isinstance(context.original_exception, psycopg2.OperationalError):
-        return
-    never_connected = context.connection is None
-    if never_connected or context.is_disconnect:
-        url = context.engine.url if context.engine else None
-        where = address(url) if url else "an unknown address"
-        lost = "cannot be reached" if never_connected else "was reached and then lost"
-        # libpq's own text names host, port, user and reason, never the password.
-        reason = " ".join(str(context.original_exception).split())
-        context.chained_exception = DatabaseUnreachableError(f"the database at {where} {lost}: {reason}")
+        return None
+    if context.connection is None:
+        what_happened = "cannot be reached"
+    elif context.is_disconnect:
+        what_happened = "was reached and then lost"
+    else:
+        return None
+    where = address(context.engine.url) if context.engine else "an unknown address"
+    # libpq's own text names host, port, user and reason, never the password.
+    reason = " ".join(str(context.original_exception).split())
+    return DatabaseUnreachableError(f"the database at {where} {what_happened}: {reason}")

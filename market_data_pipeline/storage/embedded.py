@@ -226,9 +226,9 @@ class EmbeddedPostgres:
             ROOT_STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
             if not may_enter(ROOT_STATE, account):
                 raise UnavailableError(
-                    f"Postgres does not run as root, and the account it runs as ({account.name}) may enter neither"
-                    f" {self._state} nor {ROOT_STATE}. Set MDP_HOME to a directory whose parents it may enter, such as /var/tmp/mdp,"
-                    " or set MDP_DATABASE_URL to a server of your own."
+                    f"Postgres does not run as root, and the account it runs as ({account.name}) may enter neither {self._state}"
+                    f" nor {ROOT_STATE}. Set MDP_HOME to a directory whose parents it may enter, such as /var/tmp/mdp, or set"
+                    " MDP_DATABASE_URL to a server of your own."
                 )
             place = Path(tempfile.mkdtemp(prefix="home-", dir=ROOT_STATE))
             place.chmod(0o711)
