@@ -1,1 +1,1 @@
-"""The provider simulator: real wire formats from a data directory, on a virtual clock, with faults. Its own process."""
+"""A provider on the loopback: speaks the vendors' wire formats from a data directory, on a virtual clock, with faults on demand."""
