@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +26,10 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], *, notes: Sequence[str]
     path = json_path or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        json.dumps(
-            {"name": name, **_machine(), "rows": [dict(row) for row in rows], "notes": list(notes)}, indent=1, default=str
-        )
+        json.dumps({"name": name, **_machine(), "rows": [dict(row) for row in rows], "notes": list(notes)}, indent=1, default=str)
         + "\n"
     )
-    print(f"  written to {path}", file=sys.stderr)
+    print(f"  written to {path}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
