@@ -1,0 +1,195 @@
+"""The candle assets, from one factory: which they are, what they say of themselves, and the one sentence that each run is."""
+
+# No `from __future__ import annotations`: Dagster takes the class of a run's config from the annotation itself, not from its text.
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+
+from market_data_pipeline.defs.materialize import Materializations
+from market_data_pipeline.defs.outcomes import PartitionOutcome, PartitionWork
+from market_data_pipeline.defs.partitions import candle_partitions, partition_key
+from market_data_pipeline.defs.workbench import OpensWorkbench
+from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
+from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.domain.partitions import Cell, PartitionPlan
+
+GROUP = "candles"
+OWNER = "team:market-data"
+# More names than this in a failure's text are a wall, not a message; the metadata has the count by reason.
+_NAMED_IN_A_FAILURE = 10
+
+
+class CandlesConfig(dg.Config):
+    """What a run of candles may be told.
+
+    refetch: ask the provider again for what is already stored; differences become revisions, nothing is deleted.
+    """
+
+    refetch: bool = False
+
+
+def asset_key(interval: Interval) -> dg.AssetKey:
+    """``candles/1m`` and its siblings."""
+    return dg.AssetKey(["candles", interval.value])
+
+
+def job_name(interval: Interval) -> str:
+    """The job that keeps ``interval``: a derived interval is kept with its source."""
+    return f"candles_{(interval.source or interval).value}"
+
+
+def op_name(interval: Interval) -> str:
+    """The op of that job, which is where its config goes: ``{"ops": {"fetch_candles_1m": {"config": {"refetch": true}}}}``."""
+    return f"fetch_{job_name(interval)}"
+
+
+def family(fetched: Interval) -> tuple[Interval, ...]:
+    """``fetched`` and the intervals computed from it, in the order in which a run brings them up to date."""
+    return (fetched, *(interval for interval in Interval if interval.source is fetched))
+
+
+def candle_assets(plan: PartitionPlan) -> list[dg.AssetsDefinition]:
+    """Every candle asset: an op for each fetched interval, which also computes the intervals derived from it."""
+    return [_family_of_assets(plan, fetched) for fetched in FETCHED_INTERVALS]
+
+
+def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefinition:
+    """One op for ``fetched`` and what is derived from it; any of them can be selected alone.
+
+    One op rather than one each: when an op fails for 3 of 200 partitions, Dagster does not run the next one for the other 197.
+    """
+
+    @dg.multi_asset(
+        name=op_name(fetched),
+        specs=[_spec(plan, interval) for interval in family(fetched)],
+        partitions_def=candle_partitions(plan, fetched),
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def candles(
+        context: dg.AssetExecutionContext, config: CandlesConfig, workbenches: dg.ResourceParam[OpensWorkbench]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        cells = [Cell.parse(key) for key in context.partition_keys]
+        intervals = [interval for interval in family(fetched) if asset_key(interval) in context.selected_asset_keys]
+        with workbenches.open() as workbench, workbench.beating(context.run_id), Materializations(context) as done:
+            instruments = workbench.instruments(active_only=False)
+            work = PartitionWork.of(cells, plan, plan.periods(fetched), instruments, now=workbench.now())
+            for interval in intervals:
+                reports = workbench.bring_up_to_date(work.stretches, interval, refetch=config.refetch, run_id=context.run_id)
+                for outcome in work.outcomes(reports):
+                    done.add(_materialization(interval, outcome))
+        _fail_for(work)
+        # All was said by events, partition by partition. A result would count as every partition of the run.
+        yield from ()
+
+    return candles
+
+
+def _materialization(interval: Interval, outcome: PartitionOutcome) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(asset_key(interval), partition=partition_key(outcome.cell), metadata=_metadata(outcome))
+
+
+def _metadata(outcome: PartitionOutcome) -> Mapping[str, int | float | str]:
+    """What a person wants to see of one partition. The verdicts add up to ``expected``; those of no bar are left out."""
+    verdicts = outcome.verdicts
+    about: dict[str, int | float | str] = {
+        "rows": verdicts[Verdict.PRESENT],
+        "expected": outcome.expected,
+        **{verdict.value: n for verdict, n in verdicts.items() if n and verdict is not Verdict.PRESENT},
+        "missing": verdicts[Verdict.MISSING],
+        "inserted": sum(report.inserted for report in outcome.reports),
+        "requests": round(sum(report.requests for report in outcome.reports), 3),
+        "seconds": round(sum(report.seconds for report in outcome.reports), 3),
+    }
+    if refused := sum(report.refused for report in outcome.reports):
+        about["refused"] = refused
+    if outcome.provider is not None:
+        about["provider"] = outcome.provider
+    dropped = Counter[str]()
+    for report in outcome.reports:
+        dropped.update(report.dropped)
+    return about | {f"dropped: {reason}": count for reason, count in dropped.items()}
+
+
+def _fail_for(work: PartitionWork) -> None:
+    if not work.failures:
+        return
+    named = [f"{cell.key}: {reason}" for cell, reason in list(work.failures.items())[:_NAMED_IN_A_FAILURE]]
+    more = len(work.failures) - len(named)
+    raise dg.Failure(
+        f"{len(work.failures)} of {len(work.cells)} partitions failed: {'; '.join(named)}" + (f"; and {more} more" if more else ""),
+        metadata={
+            "partitions": len(work.cells),
+            "failed": len(work.failures),
+            "reasons": dg.MetadataValue.json(dict(Counter(work.failures.values()).most_common())),
+        },
+        # The requests were retried in providers/http.py, for seconds; for hours, the gap sensor asks again.
+        allow_retries=False,
+    )
+
+
+def _spec(plan: PartitionPlan, interval: Interval) -> dg.AssetSpec:
+    planned = plan.intervals[interval]
+    return dg.AssetSpec(
+        asset_key(interval),
+        deps=[asset_key(interval.source)] if interval.source is not None else [],
+        description=_description(interval),
+        metadata={
+            "dagster/column_schema": _DAILY_COLUMNS if interval.is_daily else _INTRADAY_COLUMNS,
+            "dagster/table_name": "candles_daily" if interval.is_daily else "candles_intraday",
+            "grain": planned.grain.value,
+            "why this grain": planned.reason,
+        },
+        group_name=GROUP,
+        owners=[OWNER],
+        kinds={"postgres", "python"} if interval.source is None else {"postgres", "sql"},
+        tags={"interval": interval.value, "origin": "fetched" if interval.source is None else "derived"},
+        # What is not materialised stays missing: a partition that failed, and one whose period has not begun.
+        skippable=True,
+    )
+
+
+def _description(interval: Interval) -> str:
+    if interval.source is not None:
+        return (
+            f"{interval} candles, computed in SQL from the stored {interval.source} candles: a bar exists where at least one of "
+            "its minutes does."
+        )
+    what = "one a session, named by its date, prices raw" if interval.is_daily else "of the regular session, anchored at its open"
+    return (
+        f"{interval} candles, {what}, fetched from the provider. A run asks only for what the coverage ledger lacks inside its "
+        "partitions. Materialised means that every request was answered; `missing` counts bars that are due and did not come, "
+        "and the gap sensor keeps asking for them."
+    )
+
+
+def _columns(*leading: dg.TableColumn) -> dg.TableSchema:
+    law = dg.TableColumnConstraints(nullable=False)
+    return dg.TableSchema(
+        columns=[
+            *leading,
+            dg.TableColumn("open", "double precision", "First price, raw, as the provider sent it.", constraints=law),
+            dg.TableColumn("high", "double precision", "At least open and close.", constraints=law),
+            dg.TableColumn("low", "double precision", "At most open and close.", constraints=law),
+            dg.TableColumn("close", "double precision", "Last price.", constraints=law),
+            dg.TableColumn("volume", "double precision", "Not negative; fractions are real.", constraints=law),
+            dg.TableColumn("vwap", "double precision", "Volume-weighted price, null where the provider has none."),
+            dg.TableColumn("trades", "bigint", "Number of trades, null where the provider has none."),
+            dg.TableColumn("fetch_id", "bigint", "The answer this row came from: fetches.fetch_id.", constraints=law),
+            dg.TableColumn("as_of", "timestamptz", "Since when we know this value; older ones are in candle_revisions."),
+            dg.TableColumn("finality", "smallint", "0 provisional, 1 settled, 2 final."),
+            dg.TableColumn("flags", "smallint", "Repair flags, 0 for none."),
+        ]
+    )
+
+
+_SYMBOL_ID = dg.TableColumn("symbol_id", "integer", "symbol_universe.symbol_id; symbols are text only at the edges.")
+_INTRADAY_COLUMNS = _columns(
+    _SYMBOL_ID,
+    dg.TableColumn("interval_s", "integer", "Nominal length in seconds."),
+    dg.TableColumn("opened_at", "timestamptz", "The instant the bar opens, UTC: its left edge."),
+)
+_DAILY_COLUMNS = _columns(_SYMBOL_ID, dg.TableColumn("session_date", "date", "The session, in the exchange's calendar."))

@@ -1,0 +1,162 @@
+"""Dagster's event log, written in batches: what every partition costs twice falls from 17-39 ms to about one.
+
+The second of the two modules that use Dagster's private names. Only the events that come by the thousand are treated here
+(planned and done materialisations); everything else, and everything where a private name is gone, is the stock storage's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable, SqliteEventLogStorage
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.utils import pg_url_from_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import sqlalchemy as sa
+    from dagster import EventLogEntry
+
+_BATCHED = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED}
+_LEANS_ON = (
+    "_event_to_row",
+    "_store_asset_event",
+    "_store_asset_event_tags",
+    "index_transaction",
+    "run_connection",
+    "store_event_batch",
+)
+_BATCH_SIZE_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
+DEFAULT_BATCH_SIZE = 1000
+
+logger = logging.getLogger(__name__)
+
+
+class BatchSqliteEventLogStorage(SqliteEventLogStorage):
+    """The SQLite event log, one transaction a batch in each of its two files. For dagster.yaml: ``event_log_storage``.
+
+    Config: ``base_dir`` as the stock class, and ``batch_size``.
+    """
+
+    @classmethod
+    def config_type(cls) -> Any:  # noqa: ANN401 - Dagster's config schema
+        """The stock fields and ours."""
+        return {**_fields(super().config_type()), **_OUR_FIELDS}
+
+    @classmethod
+    def from_config_value(cls, inst_data: Any, config_value: Any) -> BatchSqliteEventLogStorage:  # noqa: ANN401 - Dagster's
+        """As dagster.yaml says."""
+        ask_for_batches(config_value["batch_size"])
+        return cls(inst_data=inst_data, base_dir=config_value["base_dir"])
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Store ``events``; in two transactions where they are materialisations of one run."""
+        if not _can_batch(events) or len({event.run_id for event in events}) != 1:
+            super().store_event_batch(events)
+            return
+        rows = [self._event_to_row(event) for event in events]
+        # The order of the stock storage: the run's own file first. The index is what is read for assets; if it fails, Dagster
+        # stores the events again one by one and the run's page shows them twice, which is the lesser harm.
+        with self.run_connection(events[0].run_id) as connection:
+            connection.execute(SqlEventLogStorageTable.insert(), rows)
+        with self.index_transaction() as connection:
+            self._index(connection, events, rows)
+
+    def _index(self, connection: sa.Connection, events: Sequence[EventLogEntry], rows: Sequence[Mapping[str, Any]]) -> None:
+        ids = _insert(connection, rows)
+        self._store_asset_event_tags(connection, events, ids)
+        for event, event_id in _last_of_each_asset(events, ids):
+            self._store_asset_event(connection, event, event_id)
+
+
+class BatchPostgresEventLogStorage(PostgresEventLogStorage):
+    """The Postgres event log, one transaction a batch, planned events included. For dagster.yaml: ``event_log_storage``.
+
+    Config: as the stock class, and ``batch_size``.
+    """
+
+    @classmethod
+    def config_type(cls) -> Any:  # noqa: ANN401 - Dagster's config schema
+        """The stock fields and ours."""
+        return {**_fields(super().config_type()), **_OUR_FIELDS}
+
+    @classmethod
+    def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> BatchPostgresEventLogStorage:  # noqa: ANN401
+        """As dagster.yaml says."""
+        ask_for_batches(config_value["batch_size"])
+        return cls(
+            inst_data=inst_data,
+            postgres_url=pg_url_from_config(config_value),
+            should_autocreate_tables=config_value.get("should_autocreate_tables", True),
+        )
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Store ``events``; in one transaction where they are materialisations, so that a failure leaves nothing half stored."""
+        if not _can_batch(events):
+            super().store_event_batch(events)
+            return
+        rows = [self._event_to_row(event) for event in events]
+        with self.index_transaction() as connection:
+            ids = _insert(connection, rows)
+            self._store_asset_event_tags(connection, events, ids)
+            for event, event_id in _last_of_each_asset(events, ids):
+                self._store_asset_event(connection, event, event_id)
+
+
+_OUR_FIELDS = {
+    "batch_size": dg.Field(
+        dg.IntSource,
+        is_required=False,
+        default_value=DEFAULT_BATCH_SIZE,
+        description="Most events of one transaction, unless DAGSTER_EVENT_BATCH_SIZE says otherwise; 0: none are batched.",
+    )
+}
+
+
+def ask_for_batches(size: int) -> None:
+    """Have this process hand events over in batches of up to ``size``, unless the operator said otherwise.
+
+    Dagster takes the size from the environment alone, in each process that makes or runs a run: setting it where the storage is
+    made spares the operator to set it for webserver, daemon, code server and workers alike, and to find out when one was missed.
+    """
+    os.environ.setdefault(_BATCH_SIZE_VARIABLE, str(size))
+
+
+def _fields(schema: Any) -> Mapping[str, Any]:  # noqa: ANN401 - Dagster's config schema
+    return schema if isinstance(schema, dict) else schema.fields
+
+
+def _can_batch(events: Sequence[EventLogEntry]) -> bool:
+    kinds = {event.dagster_event_type for event in events}
+    keyed = all(event.dagster_event is not None and event.dagster_event.asset_key is not None for event in events)
+    return len(kinds) == 1 and kinds <= _BATCHED and keyed and not missing_names()
+
+
+@cache
+def missing_names() -> tuple[str, ...]:
+    """The private names that this version of Dagster lacks; said once, in the log of the process, when there are any."""
+    missing = tuple(name for name in _LEANS_ON if not hasattr(SqlEventLogStorage, name))
+    if missing:
+        logger.warning("this Dagster has no %s: its event log writes one event at a time, 20-40 ms a partition", missing)
+    return missing
+
+
+def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Insert ``rows`` and return their ids in the same order."""
+    table = SqlEventLogStorageTable
+    result = connection.execute(table.insert().returning(table.c.id, sort_by_parameter_order=True), rows)
+    return [int(row[0]) for row in result]
+
+
+def _last_of_each_asset(events: Sequence[EventLogEntry], ids: Sequence[int]) -> list[tuple[EventLogEntry, int]]:
+    """The last event of each asset: all that the asset's own row keeps.
+
+    Sorted by asset: two processes that update the same rows in another order would wait for each other for ever.
+    """
+    last = {event.get_dagster_event().asset_key: (event, event_id) for event, event_id in zip(events, ids, strict=True)}
+    return [last[key] for key in sorted(last, key=lambda key: key.to_string() if key else "")]
