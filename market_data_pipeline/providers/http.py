@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus
 
 import httpx
 import tenacity
@@ -165,7 +165,7 @@ class _Call:
 
     @property
     def host(self) -> str:
-        return self.redact(urlsplit(self.url).netloc)
+        return httpx.URL(self.url).netloc.decode()
 
     def transient(self, message: str) -> TransientError:
         return TransientError(message, provider=self.provider)
