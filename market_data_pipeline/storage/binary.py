@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 # https://www.postgresql.org/docs/current/sql-copy.html: signature, flags, length of the header's extension (none).
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -49,7 +50,7 @@ class CopyColumn:
     nullable: bool = False
 
 
-class CopyReader:
+class CopyReader(io.BufferedIOBase):
     """A file to hand to ``copy_expert``: ``rows`` rows of the columns given, in the order given, encoded as they are read.
 
     The order of rows is kept within a piece only where all of its rows have the same columns null; COPY does not mind.
@@ -63,9 +64,9 @@ class CopyReader:
         self._pieces = self._encoded()
         self._rest = memoryview(b"")
 
-    def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes, at least one until the end; all that is left for a negative size."""
-        if size < 0:
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most ``size`` bytes, at least one until the end; all that is left for a negative size or None."""
+        if size is None or size < 0:
             everything = bytes(self._rest) + b"".join(self._pieces)
             self._rest = memoryview(b"")
             return everything
