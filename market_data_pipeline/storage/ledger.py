@@ -1,0 +1,326 @@
+"""The ledger in Postgres: rows of ``coverage`` opened, read, pushed back after a failure, and asked for what is due.
+
+What an answer changes in them is written together with its bars, in ``bulk``; the rules are in ``domain.healing``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.coverage import LedgerRow
+from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.healing import after_failure
+from market_data_pipeline.storage.bulk import bits, lock_series, mask_of, read_ledger, record_fetches, transaction
+from market_data_pipeline.storage.fetches import storable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import date, datetime
+
+    from sqlalchemy import Engine
+
+    from market_data_pipeline.domain.healing import HealingPolicy
+    from market_data_pipeline.domain.ports import Fetch
+
+# Rows of one statement: a minute session is some 800 characters of bitmap, so this is a few megabytes of text.
+ROWS_AT_ONCE = 5_000
+
+# A gap of a lower tier counts as due this much later than it is. The steps are shorter than the shortest wait of the default
+# policy (900 s), so a gap just tried and pushed back never passes one that still waits for its first turn.
+HEAD_START_SECONDS = 300
+# What one question looks at: the rows that have been due longest. Enough for many ticks, and the cost of a tick stays bounded.
+ROWS_CONSIDERED = 20_000
+# Due sessions further apart than this are two gaps even where the ledger has no session between them: nobody asked for those.
+# Five days bridge Easter (Thursday to Tuesday).
+LONGEST_BREAK_DAYS = 5
+
+_ROWS = """
+select symbol_id, session, extract(epoch from opens_at)::int8, extract(epoch from closes_at)::int8, present, confirmed_empty,
+       attempts, failures, last_attempt_at, next_attempt_at, as_of, digest
+  from coverage
+ where symbol_id = any(%(symbol_ids)s::int4[]) and interval_s = %(interval_s)s and session between %(first)s and %(last)s
+ order by symbol_id, session
+"""
+
+_OPEN = """
+insert into coverage (symbol_id, interval_s, session, opens_at, closes_at, expected, present, confirmed_empty,
+                      attempts, failures, last_attempt_at, next_attempt_at, as_of, digest)
+select symbol_id, interval_s, session, to_timestamp(opens_at), to_timestamp(closes_at), length(present), present, confirmed_empty,
+       attempts, failures, last_attempt_at, next_attempt_at, coalesce(known_at, %(known_at)s, clock_timestamp()), digest
+  from unnest(%(symbol_id)s::int4[], %(interval_s)s::int4[], %(session)s::date[], %(opens_at)s::int8[], %(closes_at)s::int8[],
+              %(present)s::varbit[], %(confirmed_empty)s::varbit[], %(attempts)s::int2[], %(failures)s::int2[],
+              %(last_attempt_at)s::timestamptz[], %(next_attempt_at)s::timestamptz[], %(row_known_at)s::timestamptz[],
+              %(digest)s::bytea[])
+    as k (symbol_id, interval_s, session, opens_at, closes_at, present, confirmed_empty, attempts, failures,
+          last_attempt_at, next_attempt_at, known_at, digest)
+ order by symbol_id, interval_s, session
+on conflict do nothing
+"""
+
+_PUSH_BACK = """
+update coverage c
+   set failures = k.failures, last_attempt_at = k.last_attempt_at, next_attempt_at = k.next_attempt_at
+  from unnest(%(symbol_id)s::int4[], %(session)s::date[], %(failures)s::int2[], %(last_attempt_at)s::timestamptz[],
+              %(next_attempt_at)s::timestamptz[])
+    as k (symbol_id, session, failures, last_attempt_at, next_attempt_at)
+ where c.symbol_id = k.symbol_id and c.session = k.session and c.interval_s = %(interval_s)s
+"""
+
+# A session is part of the gap before it when the ledger has no other session between the two.
+_DUE_GAPS = """
+with due as materialized (
+  select c.symbol_id, c.interval_s, c.session, c.absent, c.attempts, c.failures, c.next_attempt_at,
+         c.next_attempt_at + u.head_starts * %(head_start)s as turn
+    from coverage c
+    join (select symbol_id, active_from, active_to, case tier when 'T0' then 0 when 'T1' then 1 else 2 end as head_starts
+            from symbol_universe where active) u using (symbol_id)
+    left join unnest(%(reach_intervals)s::int4[], %(reach_seconds)s::int4[]) as r (interval_s, seconds) using (interval_s)
+   where c.absent > 0
+     and c.next_attempt_at <= %(now)s
+     and (%(intervals)s::int4[] is null or c.interval_s = any(%(intervals)s::int4[]))
+     and (u.active_from is null or u.active_from <= c.session)
+     and (u.active_to is null or c.session <= u.active_to)
+     and case c.interval_s when 86400 then c.closes_at
+              else least(c.opens_at + make_interval(secs => c.interval_s), c.closes_at)
+         end <= %(now)s - %(settle)s
+     and (r.seconds is null or c.closes_at > %(now)s - make_interval(secs => r.seconds))
+   order by c.next_attempt_at
+   limit %(considered)s
+),
+neighbours as (
+  select *, lag(session) over (partition by symbol_id, interval_s order by session) as previous from due
+),
+marked as (
+  select *,
+         case when previous is null or session - previous > %(longest_break)s then 1
+              when session - previous = 1 then 0
+              when exists (select from coverage b
+                            where b.symbol_id = n.symbol_id and b.interval_s = n.interval_s
+                              and b.session > n.previous and b.session < n.session) then 1
+              else 0
+         end as begins
+    from neighbours n
+),
+numbered as (
+  select *, sum(begins) over (partition by symbol_id, interval_s order by session) as gap from marked
+)
+select g.symbol_id, u.symbol, u.calendar, g.interval_s, min(g.session), max(g.session), count(*), sum(g.absent),
+       max(g.attempts), max(g.failures), min(g.next_attempt_at)
+  from numbered g join symbol_universe u using (symbol_id)
+ group by g.symbol_id, u.symbol, u.calendar, g.interval_s, g.gap
+ order by min(g.turn), g.symbol_id, g.interval_s, min(g.session)
+ limit %(limit)s
+"""
+
+_TOTALS = """
+select symbol_id, count(*), sum(expected), sum(expected - absent - bit_count(confirmed_empty)), sum(bit_count(confirmed_empty)),
+       sum(absent)
+  from coverage
+ where interval_s = %(interval_s)s and (%(symbol_ids)s::int4[] is null or symbol_id = any(%(symbol_ids)s::int4[]))
+   and session between coalesce(%(first)s, '-infinity'::date) and coalesce(%(last)s, 'infinity'::date)
+ group by symbol_id
+ order by symbol_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DueGap:
+    """Sessions of one symbol and interval, next to each other in the ledger, that lack bars and are due to be asked for.
+
+    ``first`` and ``last`` are included. ``sessions`` and ``absent`` count sessions and bars. ``attempts`` and ``failures`` are the
+    most of any session. ``due_since`` is the oldest planned attempt: it changes whenever the gap is pushed back, so together with
+    symbol, interval and dates it names one attempt.
+    """
+
+    symbol_id: int
+    symbol: str
+    calendar: str
+    interval: Interval
+    first: date
+    last: date
+    sessions: int
+    absent: int
+    attempts: int
+    failures: int
+    due_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTotals:
+    """Bars of one symbol in the sessions that the ledger knows. ``expected`` is the sum of the other three."""
+
+    symbol_id: int
+    sessions: int
+    expected: int
+    present: int
+    confirmed_empty: int
+    absent: int
+
+
+class Ledger:
+    """What we have and what we lack, session by session."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> list[LedgerRow]:
+        """The rows of these symbols from session ``first`` to ``last``, both included, sorted by symbol_id and session."""
+        parameters = {"symbol_ids": list(symbol_ids), "interval_s": interval.seconds, "first": first, "last": last}
+        with self._engine.connect() as connection:
+            return [
+                LedgerRow(
+                    symbol_id=symbol_id,
+                    interval=interval,
+                    session=session,
+                    opens_at=opens_at,
+                    closes_at=closes_at,
+                    present=mask_of(present),
+                    confirmed_empty=mask_of(confirmed),
+                    attempts=attempts,
+                    failures=failures,
+                    last_attempt_at=last_attempt_at,
+                    next_attempt_at=next_attempt_at,
+                    known_at=known_at,
+                    digest=None if digest is None else bytes(digest),
+                )
+                for (
+                    symbol_id,
+                    session,
+                    opens_at,
+                    closes_at,
+                    present,
+                    confirmed,
+                    attempts,
+                    failures,
+                    last_attempt_at,
+                    next_attempt_at,
+                    known_at,
+                    digest,
+                ) in connection.exec_driver_sql(_ROWS, parameters)
+            ]
+
+    def open_sessions(self, rows: Sequence[LedgerRow], *, known_at: datetime | None = None) -> int:
+        """Insert the rows that the ledger lacks, and return how many that were; the others stay as they are, untouched.
+
+        ``known_at`` stands in for rows that have none of their own (None: the database's clock).
+        """
+        # Everybody inserts in this order, so two that open the same sessions wait for each other and never deadlock.
+        ordered = sorted(rows, key=lambda row: (row.symbol_id, row.interval.seconds, row.session))
+        opened = 0
+        with self._engine.begin() as connection:
+            for at in range(0, len(ordered), ROWS_AT_ONCE):
+                some = ordered[at : at + ROWS_AT_ONCE]
+                parameters = {
+                    "known_at": known_at,
+                    "symbol_id": [r.symbol_id for r in some],
+                    "interval_s": [r.interval.seconds for r in some],
+                    "session": [r.session for r in some],
+                    "opens_at": [r.opens_at for r in some],
+                    "closes_at": [r.closes_at for r in some],
+                    "present": [bits(r.present) for r in some],
+                    "confirmed_empty": [bits(r.confirmed_empty) for r in some],
+                    "attempts": [r.attempts for r in some],
+                    "failures": [r.failures for r in some],
+                    "last_attempt_at": [r.last_attempt_at for r in some],
+                    "next_attempt_at": [r.next_attempt_at for r in some],
+                    "row_known_at": [r.known_at for r in some],
+                    "digest": [r.digest for r in some],
+                }
+                opened += connection.exec_driver_sql(_OPEN, parameters).rowcount
+        return opened
+
+    def record_failure(
+        self,
+        symbol_id_sessions: Sequence[tuple[int, date]],
+        interval: Interval,
+        *,
+        now: datetime,
+        policy: HealingPolicy,
+        fetch: Fetch,
+        run_id: str | None = None,
+    ) -> int:
+        """Record a request that got no usable answer, and push back the sessions that it was for; how many those were.
+
+        No verdict changes. Sessions that lack nothing, or that the ledger does not know, have nothing to push back. The fetch is
+        recorded with the symbol where the sessions are all of one.
+        """
+        symbol_ids = {symbol_id for symbol_id, _ in symbol_id_sessions}
+        with transaction(self._engine) as cursor:
+            lock_series(cursor, symbol_ids, interval.seconds)
+            record_fetches(cursor, [storable(fetch)], [min(symbol_ids) if len(symbol_ids) == 1 else None], run_id=run_id)
+            rows = read_ledger(cursor, interval, sorted(set(symbol_id_sessions)))
+            lacking = [row for row in rows.values() if not (row.present | row.confirmed_empty).all()]
+            pushed_back = [after_failure(row, now=now, policy=policy) for row in lacking]
+            cursor.execute(
+                _PUSH_BACK,
+                {
+                    "interval_s": interval.seconds,
+                    "symbol_id": [r.symbol_id for r in pushed_back],
+                    "session": [r.session for r in pushed_back],
+                    # int2 in the table; 20 years of daily failures are 7,300.
+                    "failures": [min(r.failures, 32_767) for r in pushed_back],
+                    "last_attempt_at": [r.last_attempt_at for r in pushed_back],
+                    "next_attempt_at": [r.next_attempt_at for r in pushed_back],
+                },
+            )
+        return len(pushed_back)
+
+    def due_gaps(
+        self,
+        now: datetime,
+        *,
+        limit: int,
+        settle_seconds: int = 0,
+        intervals: Sequence[Interval] | None = None,
+        reach_seconds: Mapping[Interval, int | None] | None = None,
+    ) -> list[DueGap]:
+        """At most ``limit`` gaps whose next attempt is due, in the order in which they should be served.
+
+        The order is by how long a gap has been due, where each tier below T0 counts as due ``HEAD_START_SECONDS`` later: among
+        gaps of one age T0 goes first, and no flood of newer gaps ever holds an older one back for longer than that. A gap that was
+        served and pushed back goes to the end. So each of n gaps has its turn within ceil(n / limit) questions.
+
+        Left out are deactivated symbols, sessions in which the symbol was not listed, sessions whose first bar is not due yet
+        (``settle_seconds`` after its end), and those that closed more than ``reach_seconds`` of their interval ago: nobody can be
+        asked for them. ``intervals`` None means all.
+        """
+        if limit < 1:
+            raise InvalidInputError(f"a limit of {limit} gaps: expected 1 or more")
+        reach = [(interval.seconds, seconds) for interval, seconds in (reach_seconds or {}).items() if seconds is not None]
+        parameters = {
+            "now": now,
+            "limit": limit,
+            "settle": timedelta(seconds=settle_seconds),
+            "intervals": None if intervals is None else [interval.seconds for interval in intervals],
+            "reach_intervals": [interval_s for interval_s, _ in reach],
+            "reach_seconds": [seconds for _, seconds in reach],
+            "head_start": timedelta(seconds=HEAD_START_SECONDS),
+            "considered": max(ROWS_CONSIDERED, limit),
+            "longest_break": LONGEST_BREAK_DAYS,
+        }
+        with self._engine.connect() as connection:
+            return [
+                DueGap(symbol_id, symbol, calendar, Interval.of_seconds(interval_s), *rest)
+                for symbol_id, symbol, calendar, interval_s, *rest in connection.exec_driver_sql(_DUE_GAPS, parameters)
+            ]
+
+    def totals(
+        self,
+        interval: Interval,
+        *,
+        symbol_ids: Sequence[int] | None = None,
+        first: date | None = None,
+        last: date | None = None,
+    ) -> list[LedgerTotals]:
+        """Sums over the sessions from ``first`` to ``last`` that the ledger knows, by symbol; None for no bound."""
+        parameters = {
+            "interval_s": interval.seconds,
+            "symbol_ids": None if symbol_ids is None else list(symbol_ids),
+            "first": first,
+            "last": last,
+        }
+        with self._engine.connect() as connection:
+            return [LedgerTotals(*map(int, row)) for row in connection.exec_driver_sql(_TOTALS, parameters)]
