@@ -163,8 +163,12 @@ def _values(columns: CandleColumns, name: str) -> list[float | None]:
 def _rows(stored: StoredCandles, interval: Interval) -> list[dict[str, Any]]:
     fields = _fields(stored.columns)
     names = (_stamp_name(interval), *fields, "known_from")
-    columns = [_stamps(stored.columns.opened_at, interval), *(_values(stored.columns, field) for field in fields)]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, _instants(stored.known_at), strict=True)]
+    columns: list[list[Any]] = [
+        _stamps(stored.columns.opened_at, interval),
+        *(_values(stored.columns, field) for field in fields),
+        _instants(stored.known_at),
+    ]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _as_csv(stored: StoredCandles, interval: Interval) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -15,23 +16,34 @@ from market_data_pipeline.domain.errors import InvalidInputError, MarketDataErro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# name -> "module:attribute" below market_data_pipeline.cli. Looked up on use: `mdp status` need not import pandas.
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where a command is, "module:attribute" below market_data_pipeline.cli, and what `mdp --help` says of it.
+
+    Both are written here so that help imports no command, and `mdp status` need not import pandas.
+    """
+
+    target: str
+    help: str
+
+
 COMMANDS = {
-    "up": "stack:up",
-    "down": "stack:down",
-    "status": "stack:status",
-    "migrate": "stack:migrate",
-    "exec": "stack:exec_",
-    "universe": "universe:universe",
-    "backfill": "backfill:backfill",
-    "candles": "candles:candles",
-    "revisions": "candles:revisions",
-    "coverage": "coverage:coverage",
-    "gaps": "coverage:gaps",
-    "reconcile": "reconcile:reconcile",
-    "simulate": "simulate:simulate",
-    "sample": "simulate:sample",
-    "demo": "demo:demo",
+    "up": _Entry("stack:up", "Start Postgres, migrate it, and start Dagster's daemon and webserver."),
+    "down": _Entry("stack:down", "Stop what `mdp up` started."),
+    "status": _Entry("stack:status", "Say what runs, where, and in which version."),
+    "migrate": _Entry("stack:migrate", "Bring the database's schema up to date."),
+    "exec": _Entry("stack:exec_", "Run a command in the environment of the stack."),
+    "universe": _Entry("universe:universe", "Load, list and show the symbols that are followed."),
+    "backfill": _Entry("backfill:backfill", "Fetch candles of past sessions through Dagster runs, and watch them."),
+    "candles": _Entry("candles:candles", "Print stored bars, as they are or as they were known at a time."),
+    "revisions": _Entry("candles:revisions", "Print the values that were replaced, and what they became."),
+    "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),
+    "gaps": _Entry("coverage:gaps", "List the bars that should be there and are not."),
+    "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
+    "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
+    "sample": _Entry("simulate:sample", "Generate realistic sample data for the simulator."),
+    "demo": _Entry("demo:demo", "Fetch, lose, find and heal candles of ten simulated symbols."),
 }
 
 DONE, FOUND_SOMETHING, BAD_USAGE, UNAVAILABLE = 0, 1, 2, 3
@@ -44,9 +56,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name].split(":")
+        module, attribute = COMMANDS[cmd_name].target.split(":")
         command: click.Command = getattr(importlib.import_module(f"market_data_pipeline.cli.{module}"), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

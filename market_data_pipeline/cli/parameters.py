@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.errors import CalendarHorizonError, InvalidInputError
 from market_data_pipeline.domain.universe import Tier, valid_symbol
 
 if TYPE_CHECKING:
@@ -130,11 +130,15 @@ def window(start: date | datetime, end: date | datetime, *, interval: Interval, 
     """
     in_order(start, end)
     for option, moment in (("--start", start), ("--end", end)):
-        if interval.is_daily and isinstance(moment, datetime):
+        if isinstance(moment, datetime) and interval.is_daily:
             raise InvalidInputError(f"{option} {written(moment)}: a 1d bar is named by its session; expected a date")
+        if isinstance(moment, datetime) and moment.microsecond:
+            raise InvalidInputError(f"{option} {written(moment)} is finer than a second: expected whole seconds")
+    first, last = _day_of(start), _day_of(end)
     if not isinstance(start, datetime) and not isinstance(end, datetime):
-        sessions_in(calendar, start, end)
-    found = Window(_start_of(start, interval, calendar), _end_of(end, interval, calendar))
+        sessions = sessions_in(calendar, first, last)
+        first, last = sessions[0], sessions[-1]
+    found = Window(_start_of(start, first, interval, calendar), _end_of(end, last, interval, calendar))
     if found.start >= found.end:
         raise InvalidInputError(f"--start {written(start)} to --end {written(end)} holds no trading: expected start first")
     return found
@@ -142,41 +146,42 @@ def window(start: date | datetime, end: date | datetime, *, interval: Interval, 
 
 def sessions_in(calendar: TradingCalendar, start: date, end: date) -> list[date]:
     """The sessions from ``start`` to ``end``, both included; where there is none, InvalidInputError says when the next is."""
-    sessions = calendar.sessions(start, end)
-    if sessions:
-        return sessions
-    raise InvalidInputError(f"{no_session(calendar, start, end)}; expected a range with at least one session")
-
-
-def no_session(calendar: TradingCalendar, start: date, end: date) -> str:
-    """Why nothing can be had from ``start`` to ``end``, and the sessions on both sides."""
+    try:
+        sessions = calendar.sessions(start, end)
+        if sessions:
+            return sessions
+        before, after = calendar.previous_session(start), calendar.next_session(end)
+    except CalendarHorizonError as beyond:
+        # Elsewhere this is an error of ours; on the command line it is a date that cannot be meant.
+        raise InvalidInputError(f"{start} to {end}: {beyond}") from None
     nothing = f"{start} is no session of" if start == end else f"from {start} to {end} there is no session of"
-    before, after = calendar.previous_session(start), calendar.next_session(end)
-    return f"{nothing} {calendar.name}: a holiday or weekend; the session before is {before}, the next {after}"
+    raise InvalidInputError(
+        f"{nothing} {calendar.name}, a holiday or weekend: expected a session, and the one before is {before}, the next {after}"
+    )
 
 
-def _start_of(moment: date | datetime, interval: Interval, calendar: TradingCalendar) -> int:
+def _day_of(moment: date | datetime) -> date:
+    return moment.date() if isinstance(moment, datetime) else moment
+
+
+def _start_of(moment: date | datetime, session: date, interval: Interval, calendar: TradingCalendar) -> int:
     if isinstance(moment, datetime):
-        return _whole_seconds(moment)
+        return int(moment.timestamp())
     if interval.is_daily:
-        return _midnight(moment)
-    session = moment if calendar.is_session(moment) else calendar.next_session(moment)
+        return _midnight(session)
+    if not calendar.is_session(session):
+        session = calendar.next_session(session)
     return int(calendar.bounds(session, session).opens_at[0])
 
 
-def _end_of(moment: date | datetime, interval: Interval, calendar: TradingCalendar) -> int:
+def _end_of(moment: date | datetime, session: date, interval: Interval, calendar: TradingCalendar) -> int:
     if isinstance(moment, datetime):
-        return _whole_seconds(moment)
+        return int(moment.timestamp())
     if interval.is_daily:
-        return _midnight(moment) + 86400
-    session = moment if calendar.is_session(moment) else calendar.previous_session(moment)
+        return _midnight(session) + 86400
+    if not calendar.is_session(session):
+        session = calendar.previous_session(session)
     return int(calendar.bounds(session, session).closes_at[0])
-
-
-def _whole_seconds(instant: datetime) -> int:
-    if instant.microsecond:
-        raise InvalidInputError(f"{written(instant)} is finer than a second: expected whole seconds")
-    return int(instant.timestamp())
 
 
 def _midnight(day: date) -> int:

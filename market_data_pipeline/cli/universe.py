@@ -1,0 +1,262 @@
+"""`mdp universe`: load a universe file and the partition plan that follows from it, list and show what was loaded."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from market_data_pipeline.cli.output import json_option, note, print_json, print_table
+from market_data_pipeline.cli.parameters import SESSION, SYMBOL, tier_option
+from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
+from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
+from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.partitions import Grain, PartitionPlan, changes, day_in_the_east, plan_partitions
+from market_data_pipeline.domain.universe import Tier
+
+# Names in one line of a message; --json has them all.
+MOST_NAMED = 20
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import date
+
+    from market_data_pipeline.domain.universe import Instrument, UniverseEntry
+    from market_data_pipeline.ingest.pipeline import Pipeline
+    from market_data_pipeline.storage.universe import UniverseLoadReport
+
+
+def _parse_grain(_: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[Interval, Grain]:
+    """`1m=month` and the like; click's callback, so that a refusal names the option."""
+    chosen = {}
+    for text in texts:
+        interval, separator, grain = text.partition("=")
+        if not separator:
+            raise click.BadParameter(f"{text!r} is not INTERVAL=GRAIN: expected something like 1m=month", param=option)
+        try:
+            chosen[Interval.parse(interval)] = Grain.parse(grain)
+        except InvalidInputError as wrong:
+            raise click.BadParameter(str(wrong), param=option) from None
+        if Interval(interval) not in FETCHED_INTERVALS:
+            names = ", ".join(FETCHED_INTERVALS)
+            raise click.BadParameter(f"{interval} is computed from 1m and has its grain: expected one of {names}", param=option)
+    return chosen
+
+
+@click.group()
+def universe() -> None:
+    """Load, list and show the symbols that are followed."""
+
+
+@universe.command(epilog="Example: mdp universe load universe.csv --tag 2026-11 --deactivate-absent")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tag", help="Name of this version of the universe; default: the file's name and digest.")
+@click.option("--deactivate-absent", is_flag=True, help="Stop following active symbols that the file does not name.")
+@click.option("--start", type=SESSION, help="The session from which partitions exist; default 2021-01-04, or as it was.")
+@click.option("--regrain", is_flag=True, help="Take the grain that now fits best, though it renames partitions.")
+@click.option(
+    "--grain", "chosen", multiple=True, callback=_parse_grain, help="INTERVAL=GRAIN, such as 1m=month: that and no other."
+)
+@json_option
+def load(
+    *,
+    file: Path,
+    tag: str | None,
+    deactivate_absent: bool,
+    start: date | None,
+    regrain: bool,
+    chosen: Mapping[Interval, Grain],
+    as_json: bool,
+) -> None:
+    """Load the universe in FILE, a CSV with the columns symbol, exchange and tier.
+
+    Further columns may be asset_type, currency, adv_21d, mkt_cap, active_from, active_to and alias_<provider>. All or nothing.
+
+    Says what was added and changed, and which partition grain each asset gets and why. A grain in use is kept
+    unless --regrain or --grain asks for another, because another grain renames every partition.
+    """
+    from market_data_pipeline.ingest.universe_file import read_universe_file  # noqa: PLC0415 - only this command reads one
+
+    held = read_universe_file(file)
+    with opened_pipeline() as pipeline:
+        # Planned before anything is stored: a plan that is refused must not leave a loaded universe behind.
+        active = _active_after(pipeline, held.entries, deactivate_absent=deactivate_absent)
+        planning = _planning(pipeline, active, start=start, regrain=regrain, chosen=chosen)
+        report = pipeline.universe.load(
+            held.entries,
+            version_tag=tag or f"{file.name}@{held.sha256[:12]}",
+            source=str(file),
+            source_sha256=held.sha256,
+            loaded_by=getpass.getuser(),
+            deactivate_absent=deactivate_absent,
+        )
+        planning.save()
+    if as_json:
+        print_json(_load_as_json(report, planning))
+    else:
+        _print_load(report, planning)
+
+
+@universe.command("list", epilog="Example: mdp universe list --tier T0")
+@tier_option
+@click.option("--inactive", is_flag=True, help="Show deactivated symbols, too.")
+@json_option
+def list_(*, tier: str | None, inactive: bool, as_json: bool) -> None:
+    """Print the symbols that are followed."""
+    with opened_pipeline() as pipeline:
+        found = pipeline.universe.instruments(tier=Tier(tier) if tier else None, active_only=not inactive)
+        deactivated = pipeline.universe.deactivated() if inactive else frozenset()
+    rows = [_instrument_row(instrument, active=instrument.symbol not in deactivated) for instrument in found]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["symbol", "exchange", "calendar", "tier", "asset_type", "currency", "adv_21d", "mkt_cap", "active"]
+    print_table(rows, columns=columns, title=f"{len(rows):,} symbols")
+    if not rows:
+        note("no symbols: load some with `mdp universe load FILE`")
+
+
+@universe.command(epilog="Example: mdp universe show AAPL")
+@click.argument("symbol", type=SYMBOL)
+@json_option
+def show(*, symbol: str, as_json: bool) -> None:
+    """Print everything that is known of SYMBOL: listing, aliases, and its sessions in the ledger."""
+    with opened_pipeline() as pipeline:
+        instrument = named_instrument(pipeline, symbol)
+        row = _instrument_row(instrument, active=symbol not in pipeline.universe.deactivated())
+    if as_json:
+        print_json(row)
+        return
+    row["aliases"] = ", ".join(f"{provider}: {alias}" for provider, alias in instrument.aliases.items())
+    print_table([{"what": what, "value": value} for what, value in row.items()], columns=["what", "value"], title=symbol)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planning:
+    """The plan to be, and what the operator must know of it, a sentence each.
+
+    ``renamed``: what it changes of the plan in use. ``kept_from``: what would fit best now and was not asked for.
+    """
+
+    path: Path
+    plan: PartitionPlan
+    renamed: tuple[str, ...] = ()
+    kept_from: tuple[str, ...] = ()
+
+    def save(self) -> None:
+        """Write the plan's file."""
+        from market_data_pipeline.storage.partition_plan import write_plan  # noqa: PLC0415 - only this command writes one
+
+        write_plan(self.path, self.plan)
+
+
+def _active_after(pipeline: Pipeline, entries: Sequence[UniverseEntry], *, deactivate_absent: bool) -> dict[str, str]:
+    """The calendar of each symbol that will be active once ``entries`` are loaded."""
+    stay = {} if deactivate_absent else {i.symbol: i.calendar for i in pipeline.universe.instruments()}
+    return stay | {entry.symbol: entry.calendar for entry in entries}
+
+
+def _planning(
+    pipeline: Pipeline, active: Mapping[str, str], *, start: date | None, regrain: bool, chosen: Mapping[Interval, Grain]
+) -> _Planning:
+    from market_data_pipeline.storage.partition_plan import plan_path, read_plan  # noqa: PLC0415 - as above
+
+    path = plan_path(pipeline.settings.home)
+    in_use = read_plan(path) if path.exists() else None
+    today = day_in_the_east(pipeline.clock.now())
+    calendars = [pipeline.calendars(name) for name in sorted(set(active.values()))]
+    begin = start or read_plan(path).start
+
+    def planned(keep: PartitionPlan | None, choice: Mapping[Interval, Grain]) -> PartitionPlan:
+        return plan_partitions(
+            symbols=len(active),
+            calendars=calendars,
+            start=begin,
+            today=today,
+            budget=pipeline.settings.partition_budget,
+            chosen=choice,
+            keep=keep,
+        )
+
+    plan = planned(None if regrain else in_use, chosen)
+    if in_use is None:
+        return _Planning(path, plan)
+    try:
+        best_fit = planned(None, chosen)
+    except InvalidInputError:
+        # Only the kept grain is possible: there is nothing better to tell of.
+        best_fit = plan
+    return _Planning(path, plan, renamed=tuple(changes(in_use, plan)), kept_from=tuple(changes(plan, best_fit)))
+
+
+def _print_load(report: UniverseLoadReport, planning: _Planning) -> None:
+    counts = [{"what": what, "symbols": count} for what, count in _counts(report).items()]
+    print_table(counts, columns=["what", "symbols"], title=f"universe version {report.version_tag}")
+    for what, symbols in (("added", report.added), ("changed", report.changed), ("deactivated", report.deactivated)):
+        if symbols:
+            note(f"{what}: {_some(symbols)}")
+    if report.absent:
+        note(f"not in the file and still active: {_some(report.absent)} (--deactivate-absent stops following them)")
+    plan = planning.plan
+    print_table(_plan_rows(plan), columns=["asset", "grain", "partitions", "why"], title=f"partitions from {plan.start}")
+    for change in planning.kept_from:
+        note(f"kept as it was: {change} would fit best now, and would rename its partitions; --regrain makes the change")
+    if planning.renamed:
+        note(f"partitions were renamed: {'; '.join(planning.renamed)}")
+        note("run `mdp reconcile` to report what is stored to Dagster under the new names")
+
+
+def _load_as_json(report: UniverseLoadReport, planning: _Planning) -> dict[str, Any]:
+    return {
+        "version_tag": report.version_tag,
+        **_counts(report),
+        "added_symbols": report.added,
+        "changed_symbols": report.changed,
+        "deactivated_symbols": report.deactivated,
+        "absent_symbols": report.absent,
+        "partitions_from": planning.plan.start,
+        "partitions": _plan_rows(planning.plan),
+        "renamed": planning.renamed,
+        "kept_from": planning.kept_from,
+    }
+
+
+def _counts(report: UniverseLoadReport) -> dict[str, int]:
+    return {
+        "added": len(report.added),
+        "changed": len(report.changed),
+        "unchanged": report.unchanged,
+        "deactivated": len(report.deactivated),
+    }
+
+
+def _plan_rows(plan: PartitionPlan) -> list[dict[str, Any]]:
+    return [
+        {"asset": f"candles/{interval}", "grain": p.grain, "partitions": p.partitions, "why": p.reason}
+        for interval, p in plan.intervals.items()
+    ]
+
+
+def _instrument_row(instrument: Instrument, *, active: bool) -> dict[str, Any]:
+    return {
+        "symbol": instrument.symbol,
+        "exchange": instrument.exchange,
+        "calendar": instrument.calendar,
+        "tier": instrument.tier,
+        "asset_type": instrument.asset_type,
+        "currency": instrument.currency,
+        "adv_21d": instrument.adv_21d,
+        "mkt_cap": instrument.mkt_cap,
+        "active_from": instrument.active_from,
+        "active_to": instrument.active_to,
+        "active": active,
+        "aliases": dict(instrument.aliases),
+    }
+
+
+def _some(symbols: Sequence[str]) -> str:
+    shown = ", ".join(symbols[:MOST_NAMED])
+    return shown if len(symbols) <= MOST_NAMED else f"{shown} and {len(symbols) - MOST_NAMED:,} more"
