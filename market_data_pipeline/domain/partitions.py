@@ -11,13 +11,16 @@ from datetime import date, datetime, timedelta, timezone
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from market_data_pipeline.domain.sessions import TradingCalendar
 
 PLAN_VERSION = 1
 # Dagster's own limit; at 500,000 its pages take a minute (DAGSTER.md §1.2).
@@ -57,24 +60,13 @@ class SymbolDimension(StrEnum):
     BUCKET = "bucket"
 
 
-class Sessions(Protocol):
-    """The part of a trading calendar that planning needs."""
+@dataclass(frozen=True, slots=True)
+class CalendarHours:
+    """What a schedule must know of a calendar before it asks it: the zone, and the local times at which sessions close (HH:MM)."""
 
     name: str
-
-    @property
-    def first_session(self) -> date:
-        """The first session it knows."""
-        ...
-
-    @property
-    def last_session(self) -> date:
-        """The last session it knows."""
-        ...
-
-    def sessions(self, first: date, last: date) -> list[date]:
-        """Its sessions from ``first`` to ``last``, both included."""
-        ...
+    timezone: str
+    closes: tuple[str, ...]
 
 
 def day_in_the_east(now: datetime) -> date:
@@ -187,7 +179,7 @@ class PartitionPlan:
     """
 
     start: date
-    calendars: tuple[str, ...]
+    calendars: tuple[CalendarHours, ...]
     intervals: Mapping[Interval, IntervalPartitions]
     dimension: SymbolDimension = SymbolDimension.SYMBOL
     buckets: int = 0
@@ -225,7 +217,7 @@ def _bucket_key(bucket: int) -> str:
 def plan_partitions(
     *,
     symbols: int,
-    calendars: Sequence[Sessions],
+    calendars: Sequence[TradingCalendar],
     start: date,
     today: date,
     budget: int,
@@ -247,7 +239,7 @@ def plan_partitions(
     closed_weekends, closed_days = _closed(calendars, start)
     draft = PartitionPlan(
         start=start,
-        calendars=tuple(sorted(c.name for c in calendars)),
+        calendars=tuple(_hours(calendar, today) for calendar in sorted(calendars, key=lambda c: c.name)),
         intervals={},
         closed_weekends=closed_weekends,
         closed_days=closed_days,
@@ -303,7 +295,7 @@ def _reason(grain: Grain, columns: int, counts: Mapping[Grain, int], what: str, 
     return f"{text}; by {finer[-1]} it would be {columns * counts[finer[-1]]:,}"
 
 
-def _closed(calendars: Sequence[Sessions], start: date) -> tuple[bool, tuple[date, ...]]:
+def _closed(calendars: Sequence[TradingCalendar], start: date) -> tuple[bool, tuple[date, ...]]:
     if not calendars:
         return True, ()
     known_until = min(calendar.last_session for calendar in calendars)
@@ -319,11 +311,21 @@ def _closed(calendars: Sequence[Sessions], start: date) -> tuple[bool, tuple[dat
     return weekends, tuple(day for day in closed if not (weekends and day.weekday() >= _SATURDAY))
 
 
+def _hours(calendar: TradingCalendar, today: date) -> CalendarHours:
+    """The closing times of the last two years and of all that is to come: half days have their own."""
+    first = max(calendar.first_session, today - timedelta(days=730))
+    closes_at = calendar.bounds(first, calendar.last_session).closes_at.tolist() if first <= calendar.last_session else []
+    zone = ZoneInfo(calendar.timezone)
+    local = {datetime.fromtimestamp(close, zone).strftime("%H:%M") for close in closes_at}
+    return CalendarHours(calendar.name, calendar.timezone, tuple(sorted(local)))
+
+
 def default_plan() -> PartitionPlan:
     """What holds until a universe is loaded: true session partitions from 2021, on New York's weekdays."""
     waiting = IntervalPartitions(Grain.SESSION, 0, "no universe is loaded yet (mdp universe load)")
+    new_york = CalendarHours("XNYS", "America/New_York", ("13:00", "16:00"))
     intervals = MappingProxyType(dict.fromkeys(Interval, waiting))
-    return PartitionPlan(start=date(2021, 1, 4), calendars=("XNYS",), intervals=intervals)
+    return PartitionPlan(start=date(2021, 1, 4), calendars=(new_york,), intervals=intervals)
 
 
 def changes(old: PartitionPlan, new: PartitionPlan) -> list[str]:
@@ -354,7 +356,7 @@ def plan_as_json(plan: PartitionPlan) -> str:
             "start": plan.start.isoformat(),
             "dimension": plan.dimension,
             "buckets": plan.buckets,
-            "calendars": list(plan.calendars),
+            "calendars": [{"name": c.name, "timezone": c.timezone, "closes": list(c.closes)} for c in plan.calendars],
             "closed_weekends": plan.closed_weekends,
             "intervals": {
                 interval: {"grain": p.grain, "partitions": p.partitions, "reason": p.reason}
@@ -375,7 +377,9 @@ def plan_from_json(text: str, *, source: str) -> PartitionPlan:
             raise ConfigurationError(f"{source} is a partition plan of version {held['version']}: expected {PLAN_VERSION}")
         return PartitionPlan(
             start=date.fromisoformat(held["start"]),
-            calendars=tuple(held["calendars"]),
+            calendars=tuple(
+                CalendarHours(str(c["name"]), str(c["timezone"]), tuple(map(str, c["closes"]))) for c in held["calendars"]
+            ),
             intervals=MappingProxyType(
                 {
                     interval: IntervalPartitions(Grain(p["grain"]), int(p["partitions"]), str(p["reason"]))
