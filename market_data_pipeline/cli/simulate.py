@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from time import monotonic
 
 import click
 import orjson
 
+from market_data_pipeline.cli.output import json_option, print_json
+from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.simulator.clock import VirtualClock, parse_instant, parse_speed
 from market_data_pipeline.simulator.faults import read_rules
 from market_data_pipeline.simulator.market import Market
+from market_data_pipeline.simulator.sample import CAST, DEFAULT_END, DEFAULT_START, write_sample
 from market_data_pipeline.simulator.server import Addresses, Simulator, listening
 
 
@@ -41,7 +45,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     ready_file: Path | None,
     export: bool,
 ) -> None:
-    """Serve Yahoo's chart wire format from DIR on 127.0.0.1 until SIGTERM or Ctrl-C.
+    r"""Serve Yahoo's chart wire format from DIR on 127.0.0.1 until SIGTERM or Ctrl-C.
 
     Once it answers it prints one line of JSON with its base URLs: yahoo for MDP_YAHOO_BASE_URL, control for MDP_CLOCK.
 
@@ -53,9 +57,45 @@ def simulate(  # noqa: PLR0913 - one argument an option
     """
     now = datetime.now(UTC) if now_text is None else parse_instant(now_text, name="--now")
     rules = () if faults is None else read_rules(faults)
-    clock = VirtualClock(now, parse_speed(speed), time.monotonic)
+    clock = VirtualClock(now, parse_speed(speed), monotonic)
     simulator = Simulator(Market(data), clock, seed, rules)
     asyncio.run(_serve(simulator, port=port, control_port=control_port, ready_file=ready_file, export=export))
+
+
+@click.command(short_help="Write sample data for `mdp simulate`.")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="The same seed writes the same files.")
+@click.option("--symbols", type=int, default=len(CAST), show_default=True, help="How many instruments.")
+@click.option("--start", metavar="D", default=DEFAULT_START.isoformat(), show_default=True, help="First session.")
+@click.option("--end", metavar="D", default=DEFAULT_END.isoformat(), show_default=True, help="Last session, included.")
+@json_option
+def sample(*, directory: Path, seed: int, symbols: int, start: str, end: str, as_json: bool) -> None:
+    r"""Write a small invented market into DIR: minutes, universe.csv, actions.csv and faults.yaml.
+
+    Several exchanges, a half day (2024-11-29), a lunch break, round-the-clock crypto, a split, a dividend, a symbol with four in
+    ten minutes empty. Seeded: the same command writes the same files.
+
+    \b
+    Examples:
+      mdp sample ./sample
+      mdp sample ./sample --seed 11 --symbols 50 --start 2024-11-04 --end 2024-12-06
+    """
+    report = write_sample(directory, seed=seed, symbols=symbols, start=_session("--start", start), end=_session("--end", end))
+    if as_json:
+        print_json({"directory": str(directory), **asdict(report)})
+        return
+    click.echo(f"{report.minutes:,} minutes of {report.symbols} symbols, {report.first} to {report.last}, in {directory}")
+    # Noon after the range: every session is over, and its minutes are within Yahoo's thirty days.
+    noon = datetime.combine(report.last + timedelta(days=1), time(12), UTC)
+    faults = directory / "faults.yaml"
+    click.echo(f"Next: mdp simulate --data {directory} --now {noon:%Y-%m-%dT%H:%M:%SZ} --speed 0 --faults {faults} --export")
+
+
+def _session(option: str, text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise InvalidInputError(f"{option} {text!r} is not a date: expected ISO 8601 such as 2024-11-25") from None
 
 
 async def _serve(simulator: Simulator, *, port: int, control_port: int, ready_file: Path | None, export: bool) -> None:

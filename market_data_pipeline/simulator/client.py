@@ -66,7 +66,7 @@ class RunningSimulator:
 
 
 @contextlib.contextmanager
-def running_simulator(  # noqa: PLR0913 - the command's options
+def running_simulator(
     *,
     data: Path,
     now: datetime,
@@ -78,8 +78,8 @@ def running_simulator(  # noqa: PLR0913 - the command's options
 ) -> Iterator[RunningSimulator]:
     """`mdp simulate` in a process of its own, ready to answer, ended with the block.
 
-    By default its clock stands still at ``now``. ``faults``: a file, or the rules themselves. UnavailableError or InvalidInputError with
-    what it said where it does not start.
+    By default its clock stands still at ``now``. ``faults``: a file, or the rules themselves. Where it does not start,
+    UnavailableError or InvalidInputError says what it said.
     """
     with tempfile.TemporaryDirectory(prefix="mdp-simulator-") as folder:
         if faults is not None and not isinstance(faults, Path):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def parse_instant(value: object, *, name: str) -> datetime:
-    """``value`` (ISO 8601 text or a datetime) as an aware instant in UTC. Naive ones are refused: whose midnight would it be?"""
+    """``value`` (ISO 8601 text or a datetime) as an aware instant in UTC; a naive one is refused: whose midnight would it be."""
     try:
         # PyYAML turns unquoted stamps into datetimes by itself.
         instant = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))

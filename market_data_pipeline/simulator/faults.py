@@ -72,8 +72,8 @@ class Match:
     """Which requests a rule is about. Everything given must hold; counts are of the requests that fit everything else.
 
     ``path``, ``symbol`` and ``interval`` take shell wildcards. ``window``: opened_at in [from, to), epoch seconds: only
-    requests that overlap it, and only its bars are touched. ``until``: the fault heals at that virtual time; ``after``: it begins then.
-    ``nth``: only the nth; ``every``: each nth; ``first``: the first n. They count ``per`` rule, symbol, or request (the same URL again).
+    requests that overlap it, and only its bars are touched. From ``after_us`` on and before ``until_us``, in virtual time.
+    ``nth``: only the nth; ``every``: each nth; ``first``: the first n. They count ``per`` rule, symbol, or request (the same URL).
     """
 
     provider: str = "*"
@@ -473,31 +473,45 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "literal": ("NaN", "Infinity", "-Infinity"),
     "interval": tuple(SECONDS),
     "field": (*PRICES, "volume"),
+    "at": ("before", "headers", "body"),
 }
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "fraction": (0, 1),
+    "keep": (0, 1),
+    "seconds": (-86400 * 366, 86400 * 366),
+    "rows": (1, 100_000),
+    "factor": (0, 1e12),
+    "retry_after": (0, 1e12),
+    "bytes_per_second": (1, 1e12),
+}
+_STATUSES = (200, 599)
 
 
-def _setting(where: str, name: str, value: object) -> Any:  # noqa: ANN401 - as many types as settings  # noqa: C901, PLR0911
+def _setting(where: str, name: str, value: object) -> Any:  # noqa: ANN401 - as many types as settings
     if value is _REQUIRED:
         raise InvalidInputError(f"{where} is missing: the action needs it")
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            raise InvalidInputError(f"{where} {value!r}: expected one of {', '.join(map(str, _CHOICES[name]))}")
-        return value
-    if name == "minutes":
-        return None if value is None else _minutes(where, value)
-    if name in {"description", "value", "symbol", "to"} or (name == "code" and isinstance(value, str)):
-        return str(value)
-    if name == "at":
-        if value not in {"before", "headers", "body"}:
-            raise InvalidInputError(f"{where} {value!r}: expected one of before, headers, body")
-        return value
-    if name == "retry_after" and value is None:
+    if value is None and name in {"minutes", "retry_after"}:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InvalidInputError(f"{where} {value!r}: expected a number")
-    limits = {"code": (200, 599), "fraction": (0, 1), "keep": (0, 1), "seconds": (-86400 * 366, 86400 * 366), "rows": (1, 100_000)}
-    low, high = limits.get(name, (0, 1e12))
-    if not low <= value <= high:
+    if name == "minutes":
+        return _minutes(where, value)
+    if name in _CHOICES:
+        return _one_of(where, value, _CHOICES[name])
+    if name in _LIMITS:
+        return _number(where, value, _LIMITS[name])
+    if name == "code" and not isinstance(value, str):
+        return int(_number(where, value, _STATUSES))
+    return str(value)
+
+
+def _one_of(where: str, value: object, choices: Sequence[object]) -> Any:  # noqa: ANN401 - a choice has the type it has
+    if value not in choices:
+        raise InvalidInputError(f"{where} {value!r}: expected one of {', '.join(map(str, choices))}")
+    return value
+
+
+def _number(where: str, value: object, limits: tuple[float, float]) -> float:
+    low, high = limits
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidInputError(f"{where} {value!r}: expected a number from {low:g} to {high:g}")
     return value
 
@@ -513,28 +527,28 @@ def _epoch(where: str, value: object) -> int:
 
 
 def _match(where: str, given: object) -> Match:
+    names = {f.name.removesuffix("_us") for f in fields(Match)}
     if given is None:
         return Match()
-    names = {f.name.removesuffix("_us") for f in fields(Match)}
     if not isinstance(given, dict) or not set(given) <= names:
         raise InvalidInputError(f"{where}: match {given!r}: expected a mapping with some of {', '.join(sorted(names))}")
-    match = Match()
+    parsed: dict[str, Any] = {}
     for name, value in given.items():
         here = f"{where}: match {name}"
-        if name == "window":
-            if not isinstance(value, list) or len(value) != 2:
-                raise InvalidInputError(f"{here} {value!r}: expected [from, to]")
-            match = replace(match, window=(_epoch(here, value[0]), _epoch(here, value[1])))
-        elif name in {"until", "after"}:
-            match = replace(match, **{f"{name}_us": microseconds(parse_instant(value, name=here))})
-        elif name in {"nth", "every", "first"}:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInputError(f"{here} {value!r}: expected a whole number from 1")
-            match = replace(match, **{name: value})
-        elif name == "per":
-            if value not in {"rule", "symbol", "request"}:
-                raise InvalidInputError(f"{here} {value!r}: expected rule, symbol or request")
-            match = replace(match, per=value)
+        if name in {"until", "after"}:
+            parsed[f"{name}_us"] = microseconds(parse_instant(value, name=here))
         else:
-            match = replace(match, **{name: str(value)})
-    return match
+            parsed[name] = _condition(here, name, value)
+    return Match(**parsed)
+
+
+def _condition(where: str, name: str, value: object) -> Any:  # noqa: ANN401 - as many types as conditions
+    if name == "window":
+        if not isinstance(value, list) or len(value) != 2:
+            raise InvalidInputError(f"{where} {value!r}: expected [from, to]")
+        return _epoch(where, value[0]), _epoch(where, value[1])
+    if name in {"nth", "every", "first"}:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidInputError(f"{where} {value!r}: expected a whole number from 1")
+        return value
+    return _one_of(where, value, ("rule", "symbol", "request")) if name == "per" else str(value)

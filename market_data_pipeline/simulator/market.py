@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -20,6 +19,7 @@ from market_data_pipeline.domain.universe import calendar_of, valid_symbol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
 
@@ -62,6 +62,7 @@ class Profile:
         if not isinstance(given, dict) or not set(given) <= set(names):
             raise InvalidInputError(f"{path}: {given!r}: expected a mapping with some of {', '.join(names)}")
         profile = cls(**given)
+        delay: object = profile.delay_seconds
         choices: Mapping[str, tuple[object, ...]] = {
             "prices": ("float32", "float64"),
             "missing": ("omit", "null"),
@@ -74,19 +75,19 @@ class Profile:
                 raise InvalidInputError(
                     f"{path}: {name} {getattr(profile, name)!r}: expected one of {', '.join(map(str, allowed))}"
                 )
-        if not isinstance(profile.delay_seconds, int) or profile.delay_seconds < 0:
-            raise InvalidInputError(f"{path}: delay_seconds {profile.delay_seconds!r}: expected whole seconds, 0 or more")
+        if not isinstance(delay, int) or isinstance(delay, bool) or delay < 0:
+            raise InvalidInputError(f"{path}: delay_seconds {delay!r}: expected whole seconds, 0 or more")
         return profile
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A symbol as ``DIR/universe.csv`` lists it; without that file, a US share."""
+    """A symbol as ``DIR/universe.csv`` lists it; without that file, a US share. No currency means that of its exchange."""
 
     symbol: str
     exchange: str = "XNYS"
     asset_type: str = "equity"
-    currency: str = "USD"
+    currency: str = ""
     name: str = ""
 
 
@@ -169,13 +170,13 @@ def grid_of(calendar: str) -> Grid:
 class Bars:
     """Bars as known at one instant, sorted by ``opened_at`` (epoch seconds; 1d: the opening of the session), unique in it.
 
-    ``values`` has one row each for open, high, low, close and volume. ``regular``: inside the exchange's session. ``leaked``: after
+    ``ohlcv`` has one row each for open, high, low, close and volume. ``regular``: inside the exchange's session. ``leaked``: after
     the early close of a short day, which Yahoo sends although nobody asked.
     """
 
     opened_at: Int64s
     ends_at: Int64s
-    values: Float64s
+    ohlcv: Float64s
     regular: Bools
     leaked: Bools
 
@@ -187,7 +188,7 @@ class Bars:
         return Bars(
             self.opened_at[selector],
             self.ends_at[selector],
-            self.values[:, selector],
+            self.ohlcv[:, selector],
             self.regular[selector],
             self.leaked[selector],
         )
@@ -228,18 +229,18 @@ class BarHistory:
             newest = np.ones(len(known), bool)
             newest[:-1] = opened_at[1:] != opened_at[:-1]
             rows = known[newest]
-            rows = rows[np.isfinite(self.bars.values[3, rows])]
+            rows = rows[np.isfinite(self.bars.ohlcv[3, rows])]
             self._newest.clear()
             self._newest[version] = self.bars.take(rows)
         return self._newest[version]
 
     def forming_at(self, now_us: int) -> Bars:
         """The bar in progress, if any: flat at its first price, without volume."""
-        opened = np.searchsorted(self.bars.opened_at, now_us // 1_000_000, "right")
+        opened = int(np.searchsorted(self.bars.opened_at, now_us // 1_000_000, "right"))
         candidates = np.arange(max(0, opened - 1), opened)
         rows = candidates[self.forming_allowed[candidates] & (self.known_us[candidates] > now_us)]
         bars = self.bars.take(rows)
-        first_price = bars.values[0]
+        first_price = bars.ohlcv[0]
         return Bars(bars.opened_at, bars.ends_at, np.stack([first_price] * 4 + [np.zeros(len(rows))]), bars.regular, bars.leaked)
 
 
@@ -261,7 +262,7 @@ def aggregate(minutes: Bars, grid: Grid, seconds: int) -> Bars:
     if not len(first):
         return regular
     last = np.append(first[1:], len(opens)) - 1
-    open_, high, low, close, volume = regular.values
+    open_, high, low, close, volume = regular.ohlcv
     values = np.stack(
         [
             open_[first],

@@ -37,7 +37,7 @@ from market_data_pipeline.simulator.faults import (
 from market_data_pipeline.simulator.yahoo import CHART_PATH, ChartRefusal, ChartRequest, answer_chart, parse_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from market_data_pipeline.simulator.clock import VirtualClock
     from market_data_pipeline.simulator.market import Market
@@ -146,38 +146,51 @@ class Simulator:
             return _json(400, {"error": f"the body is not JSON: {wrong}"})
 
     def _control(self, received: Received) -> Reply:
-        match received.method, received.path:
-            case "GET", "/__sim/clock":
-                return self._clock()
-            case "POST", "/__sim/clock":
-                given = orjson.loads(received.body)
-                if not isinstance(given, dict) or not set(given) <= {"now", "speed"}:
-                    raise InvalidInputError(f'clock {given!r}: expected {{"now": ISO 8601, "speed": number}}')
-                now = parse_instant(given["now"], name="now") if "now" in given else self.clock.now()
-                self.clock.set(now, speed=parse_speed(given.get("speed", self.clock.speed)))
-                return self._clock()
-            case "GET", "/__sim/faults":
-                return _json(200, [rule.source for rule in self.script.rules])
-            case "POST", "/__sim/faults":
-                self.script = FaultScript(parse_rules(orjson.loads(received.body)), self.seed)
-                return _json(200, [rule.source for rule in self.script.rules])
-            case "DELETE", "/__sim/faults":
-                self.script = FaultScript((), self.seed)
-                return _json(200, [])
-            case "GET", "/__sim/requests":
-                since = dict(parse_qsl(received.query)).get("since", "0")
-                if not since.isdigit():
-                    raise InvalidInputError(f"since {since!r}: expected the number of a request")
-                return _json(200, [entry for entry in self.log if entry["number"] > int(since)])
-            case "DELETE", "/__sim/requests":
-                self.log.clear()
-                return _json(200, [])
-            case "POST", "/__sim/reset":
-                self.reset()
-                return self._clock()
-            case _:
-                paths = ["/__sim/clock", "/__sim/faults", "/__sim/requests", "/__sim/reset"]
-                return _json(404, {"error": f"no {received.method} {received.path}", "paths": paths})
+        routes: Mapping[tuple[str, str], Callable[[Received], Reply]] = {
+            ("GET", "/__sim/clock"): lambda _: self._clock(),
+            ("POST", "/__sim/clock"): self._set_clock,
+            ("GET", "/__sim/faults"): lambda _: self._faults(),
+            ("POST", "/__sim/faults"): lambda posted: self._set_faults(parse_rules(orjson.loads(posted.body))),
+            ("DELETE", "/__sim/faults"): lambda _: self._set_faults(()),
+            ("GET", "/__sim/requests"): self._requests,
+            ("DELETE", "/__sim/requests"): self._forget,
+            ("POST", "/__sim/reset"): self._reset,
+        }
+        route = routes.get((received.method, received.path))
+        if route is None:
+            known = [f"{method} {path}" for method, path in routes]
+            return _json(404, {"error": f"no {received.method} {received.path}", "known": known})
+        return route(received)
+
+    def _set_clock(self, received: Received) -> Reply:
+        given = orjson.loads(received.body)
+        if not isinstance(given, dict) or not set(given) <= {"now", "speed"}:
+            raise InvalidInputError(f'clock {given!r}: expected {{"now": ISO 8601, "speed": number}}')
+        speed = parse_speed(given.get("speed", self.clock.speed))
+        now = parse_instant(given["now"], name="now") if "now" in given else self.clock.now()
+        self.clock.set(now, speed=speed)
+        return self._clock()
+
+    def _faults(self) -> Reply:
+        return _json(200, [rule.source for rule in self.script.rules])
+
+    def _set_faults(self, rules: Sequence[Rule]) -> Reply:
+        self.script = FaultScript(rules, self.seed)
+        return self._faults()
+
+    def _requests(self, received: Received) -> Reply:
+        since = dict(parse_qsl(received.query)).get("since", "0")
+        if not since.isdigit():
+            raise InvalidInputError(f"since {since!r}: expected the number of a request")
+        return _json(200, [entry for entry in self.log if entry["number"] > int(since)])
+
+    def _forget(self, received: Received) -> Reply:  # noqa: ARG002 - a route takes what was received
+        self.log.clear()
+        return _json(200, [])
+
+    def _reset(self, received: Received) -> Reply:  # noqa: ARG002
+        self.reset()
+        return self._clock()
 
     def _clock(self) -> Reply:
         return _json(200, {"now": self.clock.now().isoformat(), "speed": self.clock.speed})

@@ -15,13 +15,13 @@ import numpy as np
 import orjson
 
 from market_data_pipeline.domain.universe import SYMBOL_MAX_LENGTH, SYMBOL_PATTERN
-from market_data_pipeline.simulator.market import DAY, INTRADAY_SECONDS, PRICES, SECONDS, Bars, day
+from market_data_pipeline.simulator.market import DAY, FIELDS, PRICES, SECONDS, Bars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
-    from market_data_pipeline.simulator.market import Action, Grid, Listing, Market, Profile
+    from market_data_pipeline.simulator.market import Action, Grid, Listing, Market, Profile, Seen
 
 CHART_PATH = "/v8/finance/chart/"
 INTERVALS = ("1m", "2m", "5m", "15m", "30m", "60m", "90m", "1h", "1d", "5d", "1wk", "1mo", "3mo")
@@ -30,18 +30,37 @@ RANGES = ("1d", "5d", "1mo", "3mo", "6mo", "1y", "2y", "5y", "10y", "ytd", "max"
 REACH_DAYS = {"1m": 30, "2m": 60, "5m": 60, "15m": 60, "30m": 60, "90m": 60, "60m": 730, "1h": 730}
 MINUTE_SPAN_DAYS = 8
 
-# exchange -> (exchangeName, fullExchangeName, does it have pre- and post-market data)
-EXCHANGE_NAMES = {
-    "XNYS": ("NYQ", "NYSE", True),
-    "NYSE": ("NYQ", "NYSE", True),
-    "XNAS": ("NMS", "NasdaqGS", True),
-    "NASDAQ": ("NMS", "NasdaqGS", True),
-    "ARCX": ("PCX", "NYSEArca", True),
-    "XHKG": ("HKG", "HKSE", False),
-    "XTKS": ("JPX", "Tokyo", False),
-    "XLON": ("LSE", "LSE", False),
-    "XETR": ("GER", "XETRA", False),
-    "CRYPTO": ("CCC", "CCC", False),
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """How Yahoo speaks of an exchange."""
+
+    name: str
+    full_name: str
+    currency: str = "USD"
+    has_pre_post: bool = False
+
+
+_NYSE = _Exchange("NYQ", "NYSE", has_pre_post=True)
+_NASDAQ = _Exchange("NMS", "NasdaqGS", has_pre_post=True)
+EXCHANGES = {
+    "XNYS": _NYSE,
+    "NYSE": _NYSE,
+    "XNAS": _NASDAQ,
+    "NASDAQ": _NASDAQ,
+    "ARCX": _Exchange("PCX", "NYSEArca", has_pre_post=True),
+    "XASE": _Exchange("ASE", "NYSE American", has_pre_post=True),
+    "BATS": _Exchange("BTS", "Cboe US", has_pre_post=True),
+    "XHKG": _Exchange("HKG", "HKSE", "HKD"),
+    "XTKS": _Exchange("JPX", "Tokyo", "JPY"),
+    "XLON": _Exchange("LSE", "LSE", "GBp"),
+    "XETR": _Exchange("GER", "XETRA", "EUR"),
+    "XPAR": _Exchange("PAR", "Paris", "EUR"),
+    "XAMS": _Exchange("AMS", "Amsterdam", "EUR"),
+    "XTSE": _Exchange("TOR", "Toronto", "CAD"),
+    "XASX": _Exchange("ASX", "ASX", "AUD"),
+    "XBOM": _Exchange("BSE", "BSE", "INR"),
+    "CRYPTO": _Exchange("CCC", "CCC"),
 }
 INSTRUMENT_TYPES = {"crypto": "CRYPTOCURRENCY", "fund": "MUTUALFUND", "fx": "CURRENCY", "currency": "CURRENCY"}
 
@@ -130,53 +149,57 @@ def _writable(column: Any, *, whole: bool) -> Any:  # noqa: ANN401 - faults may 
 def parse_request(path: str, query: str) -> ChartRequest | ChartRefusal:
     """The chart that a URL asks for, or how Yahoo refuses it. ``path`` is still percent-encoded."""
     symbol = unquote(path.removeprefix(CHART_PATH)).upper()
-    given = dict(parse_qsl(query, keep_blank_values=True))
-    interval = given.get("interval", "1d")
     if len(symbol) > SYMBOL_MAX_LENGTH or not SYMBOL_PATTERN.fullmatch(symbol):
         return NOT_FOUND
-    if interval not in INTERVALS:
-        return ChartRefusal(
-            422,
-            "Unprocessable Entity",
-            f"Invalid input - interval={interval} is not supported. Valid intervals: [{', '.join(INTERVALS)}]",
-        )
-    if interval not in SECONDS:
-        return ChartRefusal(422, "Unprocessable Entity", f"interval={interval} is not part of this simulator")
-    start, end = given.get("period1"), given.get("period2")
-    if start is None and end is None:
-        chosen = given.get("range", "1d")
-        if chosen not in RANGES:
-            return ChartRefusal(
-                422, "Unprocessable Entity", f"Invalid input - range={chosen} is not supported. Valid ranges: [{', '.join(RANGES)}]"
-            )
-        span = (None, None)
-    else:
-        chosen = ""
-        if not (_is_whole(start) and _is_whole(end)):
-            return ChartRefusal(400, "Bad Request", f"Invalid input - period1={start} and period2={end} must be epoch seconds")
-        span = (int(start or 0), int(end or 0))
-        if span[0] > span[1]:
-            return ChartRefusal(
-                400,
-                "Bad Request",
-                f"Invalid input - start date cannot be after end date. startDate = {span[0]}, endDate = {span[1]}",
-            )
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    interval = given.get("interval", "1d")
+    chosen = "" if {"period1", "period2"} & given.keys() else given.get("range", "1d")
+    refusal = _malformed(interval, chosen, given.get("period1"), given.get("period2"))
+    if refusal is not None:
+        return refusal
     return ChartRequest(
         symbol=symbol,
         interval=interval,
-        start=span[0],
-        end=span[1],
+        start=None if chosen else int(given["period1"]),
+        end=None if chosen else int(given["period2"]),
         range=chosen,
-        include_pre_post=given.get("includePrePost", "true").lower() == "true",
+        include_pre_post=given.get("includePrePost", "false").lower() == "true",
         events=frozenset(re.split(r"[,|]", given.get("events", ""))),
     )
 
 
+def _malformed(interval: str, chosen: str, start: str | None, end: str | None) -> ChartRefusal | None:
+    if interval not in INTERVALS:
+        valid = ", ".join(INTERVALS)
+        return _unprocessable(f"Invalid input - interval={interval} is not supported. Valid intervals: [{valid}]")
+    if interval not in SECONDS:
+        return _unprocessable(f"interval={interval} is not part of this simulator")
+    if chosen:
+        valid = ", ".join(RANGES)
+        return (
+            None
+            if chosen in RANGES
+            else _unprocessable(f"Invalid input - range={chosen} is not supported. Valid ranges: [{valid}]")
+        )
+    if start is None or end is None or not (_EPOCH.fullmatch(start) and _EPOCH.fullmatch(end)):
+        return _bad_request(f"Invalid input - period1={start} and period2={end} must be epoch seconds")
+    if int(start) > int(end):
+        return _bad_request(f"Invalid input - start date cannot be after end date. startDate = {start}, endDate = {end}")
+    return None
+
+
+_EPOCH = re.compile(r"-?\d{1,12}", re.ASCII)
+
+
+def _unprocessable(description: str) -> ChartRefusal:
+    return ChartRefusal(422, "Unprocessable Entity", description)
+
+
+def _bad_request(description: str) -> ChartRefusal:
+    return ChartRefusal(400, "Bad Request", description)
+
+
 NOT_FOUND = ChartRefusal(404, "Not Found", "No data found, symbol may be delisted")
-
-
-def _is_whole(text: str | None) -> bool:
-    return text is not None and re.fullmatch(r"-?\d{1,12}", text) is not None
 
 
 def answer_chart(market: Market, request: ChartRequest, *, now_us: int, seed: int) -> ChartAnswer | ChartRefusal:
@@ -197,44 +220,51 @@ def answer_chart(market: Market, request: ChartRequest, *, now_us: int, seed: in
         interval = "60m"
     seen = market.seen(request.symbol, interval, now_us)
     # Recorded (BTC-USD, EURUSD=X): a day that opens exactly at period2 comes too, where every midnight opens one.
-    window = seen.finished.between(start, end + 1 if interval == "1d" else end)
+    # Recorded (BTC-USD, EURUSD=X): a day that opens exactly at period2 comes too, where every midnight opens one.
+    bars = seen.finished.between(start, end + 1 if interval == "1d" else end)
     if not request.include_pre_post:
-        window = window.take(window.regular | window.leaked)
-    chart = _columns(window, market.profile)
+        bars = bars.take(bars.regular | bars.leaked)
+    stamps, columns = _columns(bars, market.profile)
     if market.profile.missing == "null" and interval != "1d":
-        chart = _with_null_minutes(chart, grid, SECONDS[interval], start, min(end, now - SECONDS[interval] + 1))
+        stamps, columns = _with_null_minutes(stamps, columns, grid, SECONDS[interval], start, min(end, now - SECONDS[interval] + 1))
     if len(seen.forming) and start <= seen.forming.opened_at[0] < end:
-        chart = _with_live_bar(chart, seen.forming, market.profile, interval, now, _live_form(market.profile, seed, request.symbol))
-    daily = market.seen(request.symbol, "1d", now_us)
+        form = _live_form(market.profile, seed, request.symbol)
+        tick_at = _live_rows(int(seen.forming.opened_at[0]), interval=interval, form=form, now=now)
+        _, so_far = _columns(seen.forming, market.profile)
+        stamps, columns = _with_live_bar(stamps, columns, so_far, tick_at)
+    daily = market.seen(request.symbol, "1d", now_us).finished
     actions = market.actions_of(request.symbol, now_us)
-    stamps, columns = chart
+    scene = _Scene(listing, grid, now, (start, end))
     return ChartAnswer(
         request=request,
-        meta=_meta(listing, grid, request, interval=interval, daily=daily.finished, newest=seen, window=(start, end), now=now),
+        meta=_meta(scene, request, served=interval, daily=daily, seen=seen),
         timestamp=stamps,
         columns=columns,
-        adjclose=_adjusted(stamps, columns["close"], actions, daily.finished, grid, market.profile) if interval == "1d" else None,
+        adjclose=_adjusted(stamps, columns["close"], _dividends(actions, daily, grid), market.profile)
+        if interval == "1d"
+        else None,
         events=_events(actions, request.events, grid, start, end),
     )
 
 
-_Chart = tuple["Int64s", dict[str, "Float64s"]]
+_Columns = dict[str, "Float64s"]
 
 
-def _columns(bars: Bars, profile: Profile) -> _Chart:
-    prices = bars.values[:4]
+def _columns(bars: Bars, profile: Profile) -> tuple[Int64s, _Columns]:
+    prices = bars.ohlcv[:4]
     if profile.prices == "float32":
         prices = prices.astype(np.float32).astype(np.float64)
-    return bars.opened_at, dict(zip((*PRICES, "volume"), (*prices, bars.values[4]), strict=True))
+    return bars.opened_at, dict(zip(FIELDS, (*prices, bars.ohlcv[4]), strict=True))
 
 
-def _with_null_minutes(chart: _Chart, grid: Grid, seconds: int, start: int, end: int) -> _Chart:
+def _with_null_minutes(
+    stamps: Int64s, columns: _Columns, grid: Grid, seconds: int, start: int, end: int
+) -> tuple[Int64s, _Columns]:
     """A null bar for every expected open in [start, end) that has no bar."""
     first, last = np.searchsorted(grid.segment_ends_at, start, "right"), np.searchsorted(grid.segment_starts_at, end)
     segments = zip(grid.segment_starts_at[first:last].tolist(), grid.segment_ends_at[first:last].tolist(), strict=True)
     opens = [np.arange(opens_at, closes_at, seconds, dtype=np.int64) for opens_at, closes_at in segments]
     expected = np.concatenate([*opens, np.empty(0, np.int64)])
-    stamps, columns = chart
     absent = np.setdiff1d(expected[(expected >= start) & (expected < end)], stamps)
     merged = np.concatenate([stamps, absent])
     order = np.argsort(merged, kind="stable")
@@ -248,25 +278,36 @@ def _live_form(profile: Profile, seed: int, symbol: str) -> str:
     return "AB"[blake2b(f"{seed}:{symbol}".encode(), digest_size=1).digest()[0] % 2]
 
 
-def _with_live_bar(chart: _Chart, forming: Bars, profile: Profile, interval: str, now: int, form: str) -> _Chart:
-    """The bar in progress at the end. A day in progress, and a bar built from the minutes so far, has its numbers so far."""
+@dataclass(frozen=True, slots=True)
+class _LiveRow:
+    """One row of a bar in progress. ``holds``: nothing (a null bar), its numbers so far, or only its last price."""
+
+    stamp: int
+    holds: str
+
+
+def _live_rows(opened_at: int, *, interval: str, form: str, now: int) -> list[_LiveRow]:
+    """How the bar in progress is written. A day in progress is stamped with the last tick, in either form."""
     if form == "none":
-        return chart
-    stamps, columns = chart
-    _, so_far_columns = _columns(forming, profile)
-    so_far = {name: float(column[0]) for name, column in so_far_columns.items()}
-    opened_at = int(forming.opened_at[0])
+        return []
     if interval == "1d":
-        rows = [(now, so_far)]
-    elif form == "A":
-        flat = dict.fromkeys(PRICES, so_far["close"]) | {"volume": 0.0}
-        rows = [(opened_at, dict.fromkeys(so_far, np.nan)), (max(now, opened_at + 1), flat)]
-    else:
-        rows = [(opened_at, so_far)]
-    added = {name: np.asarray([row[name] for _, row in rows]) for name in columns}
+        return [_LiveRow(now, "so far")]
+    if form == "A":
+        return [_LiveRow(opened_at, "null"), _LiveRow(max(now, opened_at + 1), "last price")]
+    return [_LiveRow(opened_at, "so far")]
+
+
+def _with_live_bar(stamps: Int64s, columns: _Columns, so_far: _Columns, rows: list[_LiveRow]) -> tuple[Int64s, _Columns]:
+    """The chart with the bar in progress at its end."""
+    contents = {
+        "null": dict.fromkeys(FIELDS, np.nan),
+        "so far": {name: float(so_far[name][0]) for name in FIELDS},
+        "last price": dict.fromkeys(PRICES, float(so_far["close"][0])) | {"volume": 0.0},
+    }
+    ticks = np.asarray([row.stamp for row in rows], np.int64)
     return (
-        np.concatenate([stamps, np.asarray([stamp for stamp, _ in rows], np.int64)]),
-        {name: np.concatenate([column, added[name]]) for name, column in columns.items()},
+        np.concatenate([stamps, ticks]),
+        {name: np.append(column, [contents[row.holds][name] for row in rows]) for name, column in columns.items()},
     )
 
 
@@ -289,88 +330,105 @@ def _beyond_reach(interval: str, start: int, end: int, now: int) -> ChartRefusal
     reach = REACH_DAYS.get(interval)
     if reach is not None and start < now - reach * DAY:
         reason = f"The requested range must be within the last {reach} days."
-        return ChartRefusal(422, "Unprocessable Entity", f"{asked} {reason}")
+        return _unprocessable(f"{asked} {reason}")
     if interval == "1m" and end - start > MINUTE_SPAN_DAYS * DAY:
         reason = f"Only {MINUTE_SPAN_DAYS} days worth of 1m granularity data are allowed to be fetched per request."
-        return ChartRefusal(422, "Unprocessable Entity", f"{asked} {reason}")
+        return _unprocessable(f"{asked} {reason}")
     return None
 
 
-def _meta(  # noqa: PLR0913 - one argument a thing that meta speaks about
-    listing: Listing,
-    grid: Grid,
-    request: ChartRequest,
-    *,
-    interval: str,
-    daily: Bars,
-    newest: Any,
-    window: tuple[int, int],
-    now: int,  # noqa: ANN401
-) -> dict[str, Any]:
-    """``meta``: present tense, so it speaks about ``now``, whatever window was asked for."""
-    zone = ZoneInfo(grid.timezone)
-    local = datetime.fromtimestamp(now, zone)
-    exchange, full_name, has_pre_post = EXCHANGE_NAMES.get(listing.exchange.upper(), (listing.exchange, listing.exchange, False))
-    instrument_type = INSTRUMENT_TYPES.get(listing.asset_type.lower(), listing.asset_type.upper())
-    has_pre_post = has_pre_post and instrument_type in {"EQUITY", "ETF"}
-    name = listing.name or listing.symbol
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What ``meta`` speaks about: one listing and its sessions at ``now``, and the window that was asked for."""
+
+    listing: Listing
+    grid: Grid
+    now: int
+    window: tuple[int, int]
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.grid.timezone)
+
+    @property
+    def instrument_type(self) -> str:
+        return INSTRUMENT_TYPES.get(self.listing.asset_type.lower(), self.listing.asset_type.upper())
+
+    @property
+    def exchange(self) -> _Exchange:
+        return EXCHANGES[self.listing.exchange.upper()]
+
+    @property
+    def has_pre_post(self) -> bool:
+        return self.exchange.has_pre_post and self.instrument_type in {"EQUITY", "ETF"}
+
+
+def _meta(scene: _Scene, request: ChartRequest, *, served: str, daily: Bars, seen: Seen) -> dict[str, Any]:
+    """``meta``: in the present tense, so it speaks about now, whatever window was asked for. ``served``: the interval sent."""
+    local = datetime.fromtimestamp(scene.now, scene.zone)
+    name = scene.listing.name or scene.listing.symbol
     meta: dict[str, Any] = {
-        "currency": listing.currency,
-        "symbol": listing.symbol,
-        "exchangeName": exchange,
-        "fullExchangeName": full_name,
-        "instrumentType": instrument_type,
+        "currency": scene.listing.currency or scene.exchange.currency,
+        "symbol": scene.listing.symbol,
+        "exchangeName": scene.exchange.name,
+        "fullExchangeName": scene.exchange.full_name,
+        "instrumentType": scene.instrument_type,
         "firstTradeDate": None,
-        "regularMarketTime": now,
-        "hasPrePostMarketData": has_pre_post,
+        "regularMarketTime": scene.now,
+        "hasPrePostMarketData": scene.has_pre_post,
         "gmtoffset": _offset(local),
         "timezone": local.tzname(),
-        "exchangeTimezoneName": grid.timezone,
+        "exchangeTimezoneName": scene.grid.timezone,
     }
-    finished, forming = newest.finished, newest.forming
-    if len(daily):
-        year = daily.between(now - 365 * DAY, now + 1)
-        year = year if len(year) else daily.take(slice(-1, None))
-        last = year.values[:, -1].tolist()
-        meta |= {
-            "firstTradeDate": int(daily.opened_at[0]),
-            "regularMarketTime": min(now, int(daily.ends_at[-1])),
-            "regularMarketPrice": _rounded(last[3]),
-            "fiftyTwoWeekHigh": _rounded(float(year.values[1].max())),
-            "fiftyTwoWeekLow": _rounded(float(year.values[2].min())),
-        }
-        if instrument_type != "MUTUALFUND" or daily.values[4].any():
-            meta |= {
-                "regularMarketDayHigh": _rounded(last[1]),
-                "regularMarketDayLow": _rounded(last[2]),
-                "regularMarketVolume": round(last[4]),
-            }
-        before = daily.values[3, : np.searchsorted(daily.opened_at, window[0])]
-        meta["chartPreviousClose"] = _rounded(float(before[-1] if len(before) else daily.values[0, 0]))
-    if len(finished) and interval != "1d":
-        newest_bar = forming if len(forming) else finished
-        meta["regularMarketPrice"] = _rounded(float(newest_bar.values[3, -1]))
-        meta["regularMarketTime"] = min(now, int(newest_bar.ends_at[-1]))
-    if instrument_type != "FUTURE":
-        meta["longName"] = name
-    meta["shortName"] = name
-    if interval != "1d" and len(daily):
-        meta |= {"previousClose": _rounded(float(daily.values[3, -1])), "scale": 3}
-    meta["priceHint"] = 4 if instrument_type == "CURRENCY" else 2
-    meta["currentTradingPeriod"] = _current_period(grid, zone, now, has_pre_post=has_pre_post)
-    if interval != "1d":
-        periods = _trading_periods(grid, zone, window, now, pre_post=has_pre_post and request.include_pre_post)
-        if periods:
-            meta["tradingPeriods"] = periods
-    meta["dataGranularity"] = "1h" if interval == "60m" and request.interval == "30m" else interval
+    meta |= _market_numbers(scene, daily)
+    meta |= {"shortName": name} if scene.instrument_type == "FUTURE" else {"longName": name, "shortName": name}
+    if served != "1d":
+        newest = seen.forming if len(seen.forming) else seen.finished
+        if len(newest):
+            newest_end = min(scene.now, int(newest.ends_at[-1]))
+            meta |= {"regularMarketPrice": _rounded(newest.ohlcv[3, -1]), "regularMarketTime": newest_end}
+        if len(daily):
+            meta |= {"previousClose": _rounded(daily.ohlcv[3, -1]), "scale": 3}
+        periods = _trading_periods(scene, pre_post=scene.has_pre_post and request.include_pre_post)
+        meta |= {"tradingPeriods": periods} if periods else {}
+    meta["priceHint"] = 4 if scene.instrument_type == "CURRENCY" else 2
+    meta["currentTradingPeriod"] = _current_period(scene)
+    # Honest about what was sent: asked for 30m, Yahoo sends hours and says so.
+    meta["dataGranularity"] = "1h" if served == "60m" != request.interval else served
     meta["range"] = request.range
     meta["validRanges"] = list(RANGES)
     return meta
 
 
-def _rounded(price: float) -> float:
+def _market_numbers(scene: _Scene, daily: Bars) -> dict[str, Any]:
+    """The prices of ``meta``, from the days known now; none for a symbol that has not traded yet."""
+    if not len(daily):
+        return {}
+    year = daily.between(scene.now - 365 * DAY, scene.now + 1)
+    year = year if len(year) else daily.take(slice(-1, None))
+    _, high, low, close, volume = daily.ohlcv
+    before = close[: np.searchsorted(daily.opened_at, scene.window[0])]
+    numbers: dict[str, Any] = {
+        "firstTradeDate": int(daily.opened_at[0]),
+        "regularMarketTime": min(scene.now, int(daily.ends_at[-1])),
+        "regularMarketPrice": _rounded(close[-1]),
+        "fiftyTwoWeekHigh": _rounded(year.ohlcv[1].max()),
+        "fiftyTwoWeekLow": _rounded(year.ohlcv[2].min()),
+        "chartPreviousClose": _rounded(before[-1] if len(before) else daily.ohlcv[0, 0]),
+    }
+    # A fund that is priced once a day has no day's range; recorded so for 0P000071W8.TO.
+    if scene.instrument_type != "MUTUALFUND" or volume.any():
+        numbers |= {
+            "regularMarketDayHigh": _rounded(high[-1]),
+            "regularMarketDayLow": _rounded(low[-1]),
+            "regularMarketVolume": round(float(volume[-1])),
+        }
+    return numbers
+
+
+def _rounded(price: np.floating[Any]) -> float:
     """Prices in ``meta`` are decimals, not widened float32s."""
-    return round(price, 4)
+    return round(float(price), 4)
 
 
 def _offset(local: datetime) -> int:
@@ -391,11 +449,12 @@ def _around(opens_at: int, closes_at: int, zone: ZoneInfo, *, pre_post: bool) ->
     return int(midnight.replace(hour=4).timestamp()), int(midnight.replace(hour=20).timestamp())
 
 
-def _current_period(grid: Grid, zone: ZoneInfo, now: int, *, has_pre_post: bool) -> dict[str, Any]:
-    """The session of today, or the next one to come."""
-    place = min(int(np.searchsorted(grid.closes_at, now, "right")), len(grid.opens_at) - 1)
+def _current_period(scene: _Scene) -> dict[str, Any]:
+    """The session of now, or the next one to come."""
+    grid, zone = scene.grid, scene.zone
+    place = min(int(np.searchsorted(grid.closes_at, scene.now, "right")), len(grid.opens_at) - 1)
     opens_at, closes_at = int(grid.opens_at[place]), int(grid.closes_at[place])
-    before, after = _around(opens_at, closes_at, zone, pre_post=has_pre_post)
+    before, after = _around(opens_at, closes_at, zone, pre_post=scene.has_pre_post)
     return {
         "pre": _period(before, opens_at, zone),
         "regular": _period(opens_at, closes_at, zone),
@@ -403,10 +462,11 @@ def _current_period(grid: Grid, zone: ZoneInfo, now: int, *, has_pre_post: bool)
     }
 
 
-def _trading_periods(grid: Grid, zone: ZoneInfo, window: tuple[int, int], now: int, *, pre_post: bool) -> Any:  # noqa: ANN401 - Yahoo's two shapes
+def _trading_periods(scene: _Scene, *, pre_post: bool) -> Any:  # noqa: ANN401 - Yahoo's two shapes
     """The sessions that the window touches: a list of days, or one such list each for pre, regular and post."""
-    first = int(np.searchsorted(grid.closes_at, window[0], "right"))
-    last = int(np.searchsorted(grid.opens_at, min(window[1], now + 1)))
+    grid, zone = scene.grid, scene.zone
+    first = int(np.searchsorted(grid.closes_at, scene.window[0], "right"))
+    last = int(np.searchsorted(grid.opens_at, min(scene.window[1], scene.now + 1)))
     sessions = list(zip(grid.opens_at[first:last].tolist(), grid.closes_at[first:last].tolist(), strict=True))
     regular = [[_period(opens, closes, zone)] for opens, closes in sessions]
     if not pre_post or not regular:
@@ -444,20 +504,21 @@ def _events(actions: list[Action], asked: frozenset[str], grid: Grid, start: int
     return events
 
 
-def _adjusted(  # noqa: PLR0913 - what Yahoo's formula takes
-    stamps: Int64s, close: Float64s, actions: list[Action], daily: Bars, grid: Grid, profile: Profile
-) -> Float64s:
-    """Close times the product of (1 - dividend / close before its ex-date) over all later dividends: Yahoo's adjclose."""
-    factors = np.ones(len(stamps))
+def _dividends(actions: list[Action], daily: Bars, grid: Grid) -> list[tuple[int, float]]:
+    """Each dividend as (opening of its ex-date, share of the price that was paid out)."""
+    paid = []
     for action in actions:
-        if action.kind != "dividend":
-            continue
         ex = _open_of(action.session, grid)
         before = int(np.searchsorted(daily.opened_at, ex)) - 1
-        if before >= 0:
-            factors[stamps < ex] *= 1 - action.value / daily.values[3, before]
+        if action.kind == "dividend" and before >= 0:
+            paid.append((ex, action.value / float(daily.ohlcv[3, before])))
+    return paid
+
+
+def _adjusted(stamps: Int64s, close: Float64s, dividends: list[tuple[int, float]], profile: Profile) -> Float64s:
+    """Close times the product of (1 - dividend / close before its ex-date) over all later dividends: Yahoo's adjclose."""
+    factors = np.ones(len(stamps))
+    for ex, share in dividends:
+        factors[stamps < ex] *= 1 - share
     adjusted = close * factors
     return adjusted.astype(np.float32).astype(np.float64) if profile.prices == "float32" else adjusted
-
-
-__all__ = ["CHART_PATH", "INTRADAY_SECONDS", "ChartAnswer", "ChartRefusal", "ChartRequest", "answer_chart", "day", "parse_request"]
