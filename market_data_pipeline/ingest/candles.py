@@ -259,7 +259,8 @@ class _Ingest:
             answer,
             symbol_id=work.instrument.symbol_id,
             window=job.window,
-            grid=work.grid.part(job.window.sessions),
+            # The ledger of a misfit session has another grid: nothing may be stored for it until it is reconciled.
+            grid=work.grid.part(job.window.sessions).without(work.masks.misfit[job.window.sessions]),
             calendar=self._pipeline.calendars(work.instrument.calendar),
             now=self._now_seconds,
             settle_seconds=self._settle,
