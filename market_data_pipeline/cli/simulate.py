@@ -20,8 +20,21 @@ from market_data_pipeline.simulator.market import Market
 from market_data_pipeline.simulator.sample import CAST, DEFAULT_END, DEFAULT_START, write_sample
 from market_data_pipeline.simulator.server import Addresses, Simulator, listening
 
+# click keeps the lines of a paragraph that begins with \b as they are.
+_SIMULATE_EXAMPLES = """\b
+Examples:
+  mdp sample ./sample && mdp simulate --data ./sample --now 2024-12-07T12:00:00Z --speed 0
+  mdp simulate --data ./sample --now 2024-12-02T15:00:00Z --faults ./sample/faults.yaml --export
+  curl -s $MDP_CLOCK/__sim/clock -d '{"now": "2024-12-07T12:00:00Z"}'
+"""
+_SAMPLE_EXAMPLES = """\b
+Examples:
+  mdp sample ./sample
+  mdp sample ./sample --seed 11 --symbols 50 --start 2024-11-04 --end 2024-12-06
+"""
 
-@click.command(short_help="Serve a provider's wire format from a data directory, on a virtual clock.")
+
+@click.command(short_help="Serve a provider's wire format from a data directory, on a virtual clock.", epilog=_SIMULATE_EXAMPLES)
 @click.option("--data", type=click.Path(path_type=Path), required=True, metavar="DIR", help="<interval>/<SYMBOL>.csv[.gz] files.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Everything left to chance follows from it.")
 @click.option(
@@ -45,15 +58,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
     ready_file: Path | None,
     export: bool,
 ) -> None:
-    r"""Serve Yahoo's chart wire format from DIR on 127.0.0.1 until SIGTERM or Ctrl-C.
+    """Serve Yahoo's chart wire format from DIR on 127.0.0.1 until SIGTERM or Ctrl-C.
 
     Once it answers it prints one line of JSON with its base URLs: yahoo for MDP_YAHOO_BASE_URL, control for MDP_CLOCK.
-
-    \b
-    Examples:
-      mdp sample ./sample && mdp simulate --data ./sample --now 2024-12-07T12:00:00Z --speed 0
-      mdp simulate --data ./sample --now 2024-12-02T15:00:00Z --faults ./sample/faults.yaml --export
-      curl -s CONTROL/__sim/clock -d '{"now": "2024-12-07T12:00:00Z"}'
     """
     now = datetime.now(UTC) if now_text is None else parse_instant(now_text, name="--now")
     rules = () if faults is None else read_rules(faults)
@@ -62,7 +69,7 @@ def simulate(  # noqa: PLR0913 - one argument an option
     asyncio.run(_serve(simulator, port=port, control_port=control_port, ready_file=ready_file, export=export))
 
 
-@click.command(short_help="Write sample data for `mdp simulate`.")
+@click.command(short_help="Write sample data for `mdp simulate`.", epilog=_SAMPLE_EXAMPLES)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="The same seed writes the same files.")
 @click.option("--symbols", type=int, default=len(CAST), show_default=True, help="How many instruments.")
@@ -70,15 +77,10 @@ def simulate(  # noqa: PLR0913 - one argument an option
 @click.option("--end", metavar="D", default=DEFAULT_END.isoformat(), show_default=True, help="Last session, included.")
 @json_option
 def sample(*, directory: Path, seed: int, symbols: int, start: str, end: str, as_json: bool) -> None:
-    r"""Write a small invented market into DIR: minutes, universe.csv, actions.csv and faults.yaml.
+    """Write a small invented market into DIR: minutes, universe.csv, actions.csv and faults.yaml.
 
     Several exchanges, a half day (2024-11-29), a lunch break, round-the-clock crypto, a split, a dividend, a symbol with four in
     ten minutes empty. Seeded: the same command writes the same files.
-
-    \b
-    Examples:
-      mdp sample ./sample
-      mdp sample ./sample --seed 11 --symbols 50 --start 2024-11-04 --end 2024-12-06
     """
     report = write_sample(directory, seed=seed, symbols=symbols, start=_session("--start", start), end=_session("--end", end))
     if as_json:
