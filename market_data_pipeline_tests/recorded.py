@@ -1,7 +1,7 @@
 """Recorded sets under ../shared/data as data directories for the simulator, with the plain rows that a test expects to find again.
 
 The rows are read here with the standard library only, so that no answer is computed by the code under test. Values go over the
-wire as float64 (``prices: float64`` in profile.yaml): stored bars must equal the files digit by digit, also where those hold decimals.
+wire as float64 (``prices: float64`` in profile.yaml): stored bars must equal the files digit by digit, decimals included.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def _pull(path: Path, interval: str) -> Pull:
 
 
 def _row(stamp: str, cells: dict[str, str]) -> Row:
-    return Row(int(datetime.fromisoformat(stamp).timestamp()), *(float(cells[name]) for name in FIELDS))
+    open_, high, low, close, volume = (float(cells[name]) for name in FIELDS)
+    return Row(int(datetime.fromisoformat(stamp).timestamp()), open_, high, low, close, volume)
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
@@ -145,21 +146,17 @@ def _lean_minutes(path: Path) -> list[Row]:
     session = datetime.strptime(path.name[:8], "%Y%m%d").replace(tzinfo=NEW_YORK)
     # No clock change falls on these days, so midnight plus milliseconds is right in UTC as well.
     midnight = int(session.timestamp())
-    return [
-        Row(midnight + int(ms) // 1000, *(int(price) / 10_000 for price in prices), float(volume))
-        for ms, *prices, volume in _lean_lines(path)
-    ]
+    return [_lean_row(midnight + int(line[0]) // 1000, line[1:]) for line in _lean_lines(path)]
 
 
 def _lean_days(path: Path) -> list[Row]:
-    return [
-        Row(
-            int(datetime.strptime(stamp, "%Y%m%d %H:%M").replace(tzinfo=UTC).timestamp()),
-            *(int(price) / 10_000 for price in prices),
-            float(volume),
-        )
-        for stamp, *prices, volume in _lean_lines(path)
-    ]
+    days = (datetime.strptime(line[0], "%Y%m%d %H:%M").replace(tzinfo=UTC) for line in _lean_lines(path))
+    return [_lean_row(int(day.timestamp()), line[1:]) for day, line in zip(days, _lean_lines(path), strict=True)]
+
+
+def _lean_row(opened_at: int, cells: list[str]) -> Row:
+    open_, high, low, close = (int(price) / 10_000 for price in cells[:4])
+    return Row(opened_at, open_, high, low, close, float(cells[4]))
 
 
 def _in_new_york_hours(opened_at: int) -> bool:
