@@ -10,11 +10,14 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError
 
 from market_data_pipeline.domain.errors import ConfigurationError, DatabaseUnreachableError, UnsupportedServerError
+from market_data_pipeline.storage.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.engine import URL, Engine, ExceptionContext
+
+    from market_data_pipeline.settings import Settings
 
 OLDEST_SERVER = 15  # MERGE, on which the write path rests, came with 15
 CONNECT_TIMEOUT_SECONDS = 10
@@ -36,6 +39,16 @@ def psycopg2_url(url: str) -> URL:
         raise ConfigurationError(f"the database URL begins with {scheme}://; expected {URL_FORM}")
     # Named in full: SQLAlchemy 2.1 takes a bare postgresql:// to mean psycopg 3.
     return parsed.set(drivername="postgresql+psycopg2")
+
+
+def database_url(settings: Settings) -> str:
+    """Where our tables are: MDP_DATABASE_URL, or the embedded server when it runs. Holds a password: never print it."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    embedded = EmbeddedPostgres(settings.home)
+    if not embedded.running():
+        raise DatabaseUnreachableError(f"the embedded Postgres under {settings.home} is not running: start it with `mdp up`")
+    return embedded.dsn()
 
 
 def address(url: URL | str) -> str:

@@ -104,6 +104,14 @@ def naming_disk_trouble(path: Path) -> Iterator[None]:
         raise DiskError(_disk_message(Path(error.filename) if isinstance(error.filename, str) else path, reason)) from error
 
 
+def open_log(path: Path) -> IO[bytes]:
+    """``path`` open for appending; a log that has grown large is set aside first, and the one set aside before is dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > LARGEST_LOG_BYTES:
+        path.replace(path.with_name(f"{path.name}.1"))
+    return path.open("ab")
+
+
 def _disk_message(path: Path, reason: str) -> str:
     return f"cannot write {path}: {reason}. Make room or set MDP_HOME to a directory that can be written."
 
@@ -175,6 +183,14 @@ class EmbeddedPostgres:
                 if self._postmaster() is None:
                     return True
             raise UnavailableError(f"Postgres (pid {postmaster.pid}) does not stop. {self._log_tail()}")
+
+    def destroy(self) -> None:
+        """Stop, and delete the data for ever, wherever it is. Removing MDP_HOME alone leaves what root keeps in /var/lib."""
+        self.stop()
+        shutil.rmtree(self._data(), ignore_errors=True)
+        if self._data().parent != self._state:
+            shutil.rmtree(self._data().parent, ignore_errors=True)
+        shutil.rmtree(self._state, ignore_errors=True)
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
@@ -254,10 +270,7 @@ class EmbeddedPostgres:
     def _start_server(self) -> None:
         log = self._home / "logs" / "postgres.log"
         with naming_disk_trouble(log):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            if log.exists() and log.stat().st_size > LARGEST_LOG_BYTES:
-                log.replace(log.with_suffix(".log.1"))
-            out = log.open("ab")
+            out = open_log(log)
         with out:
             for last_try in (False, False, True):
                 port = self._claim_port()
