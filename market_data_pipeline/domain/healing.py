@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class HealingPolicy:
     """How often we ask for a bar that does not come, and when we believe that it never will.
 
-    ``confirm_after`` answers that lack a minute, each with trades on both sides of it, make it confirmed empty.
-    ``give_up_after`` answers that bring nothing new end the asking: what is still absent stays *missing*, honestly.
-    The wait before attempt n + 1 is ``backoff_seconds * 4**n``, at most ``longest_backoff_seconds``.
+    From the ``confirm_after``-th attempt on, an answer that is silent about a minute still absent, with trades on both sides of
+    it, makes that minute confirmed empty. From the ``give_up_after``-th on, an answer that brings nothing new ends the asking:
+    what is still absent stays *missing*, honestly. The n-th wait is ``backoff_seconds * 4**(n - 1)``, at most
+    ``longest_backoff_seconds``.
     """
 
     confirm_after: int = 3
@@ -29,7 +30,9 @@ class HealingPolicy:
 
     def wait(self, attempts: int) -> timedelta:
         """How long to wait after the ``attempts``-th fruitless answer or failure (1, 2, …)."""
-        return timedelta(seconds=min(self.backoff_seconds * 4.0 ** (max(attempts, 1) - 1), self.longest_backoff_seconds))
+        # 4**30 seconds are longer than anybody waits, and 4.0**512 does not fit a float: failures are counted without end.
+        exponent = min(max(attempts, 1) - 1, 30)
+        return timedelta(seconds=min(self.backoff_seconds * 4.0**exponent, self.longest_backoff_seconds))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +62,8 @@ def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: date
 
     Present bars stay present whatever a later answer lacks. A bar that arrives after its slot was confirmed empty is present.
     ``due`` marks the slots whose bar should exist by ``now``. Only an answer after the whole session is due, and no sooner than
-    the row's ``next_attempt_at``, counts as an attempt: asking twice in a minute is not twice the evidence.
+    the row's ``next_attempt_at``, counts as an attempt: asking twice in a minute is not twice the evidence. While bars are still to
+    come, the next attempt is planned for after the close at the latest: nobody else may come back for them.
     """
     present = row.present | answer.bars
     confirmed = row.confirmed_empty & ~present
@@ -70,7 +74,11 @@ def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: date
         confirmed = confirmed | (answer.silent & ~present & enclosed(present))
     open_slots = due & ~present & ~confirmed
     fruitless = not (answer.bars & ~row.present).any()
-    if not open_slots.any() or (attempts >= policy.give_up_after and fruitless):
+    if not open_slots.any():
+        to_come = ~due & ~present & ~confirmed
+        close = datetime.fromtimestamp(row.closes_at, UTC)
+        next_attempt = max(now, close) + policy.wait(1) if to_come.any() else None
+    elif attempts >= policy.give_up_after and fruitless:
         next_attempt = None
     elif spaced:
         next_attempt = now + policy.wait(attempts)
@@ -88,6 +96,7 @@ def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: date
 
 
 def after_failure(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> LedgerRow:
-    """The ledger row after a request that got no usable answer: no verdict changes, the next attempt waits."""
+    """The ledger row after a request without a usable answer: no verdict changes; the next attempt waits, never gets nearer."""
     failures = row.failures + 1
-    return replace(row, failures=failures, last_attempt_at=now, next_attempt_at=now + policy.wait(failures))
+    next_attempt = max(now + policy.wait(failures), row.next_attempt_at or now)
+    return replace(row, failures=failures, last_attempt_at=now, next_attempt_at=next_attempt)
