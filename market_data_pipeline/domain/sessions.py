@@ -40,6 +40,9 @@ DAY = 86400
 # Calendars begin here, or where the library's own history begins: instants are then never negative, and -1 can say "closed".
 FIRST_DATE = EPOCH
 
+# Exchanges publish next year's holidays some months ahead, and libraries follow with a release: from here on it is time to look.
+HORIZON_WARNING_DAYS = 60
+
 
 # --- what a calendar answers -----------------------------------------------------------------------------------------------
 
@@ -130,7 +133,7 @@ class TradingCalendar:
         return date_of(int(self._days[-1]))
 
     def days_to_horizon(self, today: date) -> int:
-        """How many days from ``today`` until the last session known; below 60 it is time to update exchange_calendars."""
+        """How many days from ``today`` until the last session known. Warn below ``HORIZON_WARNING_DAYS``."""
         return (self.last_session - today).days
 
     # --- sessions
@@ -508,15 +511,14 @@ def _in_force(times: Iterable[tuple[Any, time]], session: date) -> time:
 _building = Lock()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _library(name: str, until: date) -> _Library:
     import exchange_calendars  # noqa: PLC0415 - see _canonical
 
     # exchange_calendars 4.13 still reads Series.values, which pandas 3.1 deprecates: not news for our users. One at a time: the
     # filters of `warnings` belong to the whole process.
     with _building, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore")
         try:
             source, covered_from, covered_until = _covering(exchange_calendars, name, until)
         except (ValueError, NotImplementedError) as failure:  # XTAE and ASEX of exchange_calendars 4.13 with pandas 3.1
@@ -553,7 +555,8 @@ def _covering(exchange_calendars: Any, name: str, until: date) -> tuple[Any, dat
     return exchange_calendars.get_calendar(name, start=covered_from, end=covered_until), covered_from, covered_until
 
 
-@lru_cache(maxsize=128)
+# A calendar takes some 4 MB, and a few milliseconds to build again from its library.
+@lru_cache(maxsize=32)
 def _calendar(
     name: str, until: date, declared: tuple[SessionOverride, ...], undeclared: tuple[SessionOverride, ...]
 ) -> TradingCalendar:

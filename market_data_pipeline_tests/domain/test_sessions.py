@@ -8,8 +8,9 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -407,6 +408,56 @@ def test_the_order_of_the_lines_of_a_file_does_not_matter(order: list[int], know
         "XNYS", overrides=[lines[n] for n in order], known_at=datetime(2024, 5, known + 1, tzinfo=UTC), until=UNTIL
     )
     assert market.is_session(date(2024, 6, 3)) is (known == 1)
+
+
+@st.composite
+def declarations(draw: st.DrawFn) -> list[SessionOverride]:
+    """A few overrides of one month, each a possible one by itself; an hour lies within the regular hours of both markets."""
+    days = draw(st.lists(st.dates(date(2024, 6, 1), date(2024, 6, 30)), max_size=8, unique=True))
+    overrides = []
+    for day in days:
+        kind = draw(st.sampled_from(list(OverrideKind) if day.weekday() < 5 else [OverrideKind.CLOSED, OverrideKind.OPEN]))
+        hour = draw(st.times(time(10, 0), time(15, 59))).replace(second=0, microsecond=0)
+        overrides.append(
+            SessionOverride(
+                calendar=draw(st.sampled_from(["XNYS", "XHKG"])),
+                session=day,
+                kind=kind,
+                declared_at=draw(st.datetimes(datetime(2024, 1, 1), datetime(2024, 6, 1), timezones=st.just(UTC))),  # noqa: DTZ001
+                source="drawn",
+                opens=hour if kind is OverrideKind.LATE_OPEN else None,
+                closes=hour if kind is OverrideKind.EARLY_CLOSE else None,
+            )
+        )
+    return overrides
+
+
+# Of June 2024, the weekdays on which a market was closed anyway: an early close of them would be refused.
+HOLIDAYS = {("XNYS", date(2024, 6, 19)), ("XHKG", date(2024, 6, 10))}
+
+
+@given(declarations(), st.sampled_from(["XNYS", "XHKG"]), intraday, st.none() | st.datetimes(timezones=st.just(UTC)))
+def test_the_laws_hold_for_a_calendar_with_any_overrides(
+    declared: list[SessionOverride], name: str, interval: Interval, known_at: datetime | None
+) -> None:
+    possible = [override for override in declared if (override.calendar, override.session) not in HOLIDAYS]
+    market = trading_calendar(name, overrides=possible, known_at=known_at, until=UNTIL)
+    first, last = date(2024, 5, 28), date(2024, 7, 3)
+    bars, segments = market.expected_opens(interval, first, last), market.segments(first, last)
+    assert (bars.ends_at - bars.opened_at).sum() == (segments.ends_at - segments.starts_at).sum()
+    located = market.locate(bars.opened_at, interval)
+    assert np.array_equal(located.session, bars.session)
+    assert np.array_equal(located.slot, bars.slot)
+    for override in possible:
+        known = known_at is None or override.declared_at <= known_at
+        if known and override.calendar == name:
+            assert market.is_session(override.session) is (override.kind is not OverrideKind.CLOSED)
+
+
+def test_threads_that_ask_at_once_get_equal_calendars() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        markets = list(pool.map(lambda _: trading_calendar("XPAR", until=date(2026, 3, 31)), range(8)))
+    assert {(market.last_session, minutes(market, "2026-03-31")) for market in markets} == {(date(2026, 3, 31), 510)}
 
 
 @pytest.mark.parametrize(
