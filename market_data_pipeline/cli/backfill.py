@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import click
 import orjson
 
-from market_data_pipeline.cli.dagster_client import DagsterClient, RunStatus
+from market_data_pipeline.cli.dagster_client import DagsterClient, RunStatus, WebserverUnreachableError
 from market_data_pipeline.cli.launching import BACKFILL, Launched, Launcher, Task
 from market_data_pipeline.cli.output import json_option, note, print_json, print_table
 from market_data_pipeline.cli.parameters import SESSION, in_order, intervals_option, sessions_in, symbols_option, tier_option
@@ -270,9 +270,17 @@ def _run(launcher: Launcher, tasks: Sequence[Task], client: DagsterClient, comma
         with progress(count) as show:
             ended = launcher.watch(launched, show)
     except KeyboardInterrupt:
-        note(f"\ndetached: the runs go on, under the tag {BACKFILL}={launcher.digest}; the same command attaches to them again")
+        note("")
+        note(_detached(launcher.digest))
         return INTERRUPTED
+    except WebserverUnreachableError:
+        note(_detached(launcher.digest))
+        raise
     return _print_ended(ended, client, launcher.digest, as_json=command.as_json)
+
+
+def _detached(digest: str) -> str:
+    return f"detached: runs that were launched go on, under the tag {BACKFILL}={digest}; the same command attaches to them again"
 
 
 def _opening(launched: Sequence[Launched], digest: str) -> str:

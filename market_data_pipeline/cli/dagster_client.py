@@ -22,6 +22,8 @@ KEYS_PER_REQUEST = 200
 RUNS_PER_PAGE = 200
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+# Set by Dagster on a failed run of which it will launch a retry, a run with the same tags otherwise.
+WILL_RETRY = "dagster/will_retry"
 
 
 class WebserverUnreachableError(UnavailableError):
@@ -75,6 +77,12 @@ class Run:
     tags: Mapping[str, str]
     created_at: float
     materialized: int
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will come of it. A run whose process died may be failed and about to be retried by Dagster itself."""
+        will_retry = self.status is RunStatus.FAILURE and self.tags.get(WILL_RETRY) == "true"
+        return self.status.has_ended and not will_retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +203,7 @@ class DagsterClient:
         """Where a person looks at the run."""
         return f"{self.url}/runs/{run_id}"
 
-    def _ask(
-        self, query: str, variables: Mapping[str, Any] | None = None, *, seconds: float = TIMEOUT_SECONDS
-    ) -> dict[str, Any]:
+    def _ask(self, query: str, variables: Mapping[str, Any] | None = None, *, seconds: float = TIMEOUT_SECONDS) -> dict[str, Any]:
         try:
             response = self._http.post("/graphql", json={"query": query, "variables": variables or {}}, timeout=seconds)
         except httpx.TimeoutException:

@@ -50,6 +50,11 @@ class Task:
         return self.job_of(self.interval)
 
     @property
+    def op(self) -> str:
+        """The op of that job, which takes its configuration."""
+        return f"fetch_{self.job}"
+
+    @property
     def key(self) -> tuple[str, str, str]:
         """What tells it from the others of the same backfill."""
         return self.job, self.box.first.key, self.box.last.key
@@ -104,7 +109,7 @@ class Launcher:
         What was launched stays launched when this is interrupted; calling it again goes on from there.
         """
         earlier = self._webserver.runs(tags={BACKFILL: self.digest})
-        unfinished = [run for run in earlier if not run.status.has_ended]
+        unfinished = [run for run in earlier if not run.is_over]
         self._batch = unfinished[-1].tags.get(BATCH, "") if unfinished else uuid.uuid4().hex[:12]
         found = {_key(run): run for run in earlier if unfinished and run.tags.get(BATCH) == self._batch}
         return [
@@ -112,9 +117,7 @@ class Launcher:
             for task in tasks
         ]
 
-    def watch(
-        self, launched: Sequence[Launched], show: Callable[[Sequence[Launched]], None], *, relaunch: bool = True
-    ) -> list[Launched]:
+    def watch(self, launched: Sequence[Launched], show: Callable[[Sequence[Launched]], None]) -> list[Launched]:
         """Look every two seconds until every run has ended, showing each look; the last one is returned.
 
         A run of an earlier command that failed is launched once more: its process may have died with its host. A run of this
@@ -123,22 +126,22 @@ class Launcher:
         current, silent = list(launched), 0
         while True:
             try:
-                seen = {run.run_id: run for run in self._webserver.runs(tags={BACKFILL: self.digest, BATCH: self._batch})}
-                current = [replace(one, run=seen.get(one.run.run_id, one.run)) for one in current]
-                if relaunch:
-                    current = [self._again(one) for one in current]
+                # By what it works on and not by its id: the newest run of a box may be Dagster's retry of the one we launched.
+                seen = {_key(run): run for run in self._webserver.runs(tags={BACKFILL: self.digest, BATCH: self._batch})}
+                current = [replace(one, run=seen.get(one.task.key, one.run)) for one in current]
+                current = [self._again(one) for one in current]
                 silent = 0
             except WebserverUnreachableError:
                 silent += 1
                 if silent > POLLS_WITHOUT_ANSWER:
                     raise
             show(current)
-            if all(one.run.status.has_ended for one in current):
+            if all(one.run.is_over for one in current):
                 return current
             self._sleep(POLL_SECONDS)
 
     def _again(self, one: Launched) -> Launched:
-        if one.is_new or one.run.status is not RunStatus.FAILURE:
+        if one.is_new or not one.run.is_over or one.run.status is not RunStatus.FAILURE:
             return one
         return Launched(one.task, self._start(one.task), is_new=True)
 
@@ -152,12 +155,12 @@ class Launcher:
             BATCH: self._batch,
             "dagster/priority": PRIORITY,
         }
-        config = {"ops": {task.job: {"config": {"refetch": True}}}} if self._refetch else {}
+        config = {"ops": {task.op: {"config": {"refetch": True}}}} if self._refetch else {}
         try:
             run_id = self._webserver.launch(task.where, task.job, tags=tags, config=config)
         except WebserverUnreachableError:
             # The answer may have been lost and not the run.
-            arrived = [run for run in self._webserver.runs(tags=tags) if run.job == task.job and not run.status.has_ended]
+            arrived = [run for run in self._webserver.runs(tags=tags) if run.job == task.job and not run.is_over]
             if not arrived:
                 raise
             return arrived[-1]

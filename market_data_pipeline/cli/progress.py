@@ -75,7 +75,7 @@ class _Lines:
         self._ended = -1
 
     def show(self, launched: Sequence[Launched]) -> None:
-        ended = sum(one.run.status.has_ended for one in launched)
+        ended = sum(one.run.is_over for one in launched)
         now = self._monotonic()
         if ended == self._ended and now - self._said_at < SECONDS_BETWEEN_LINES:
             return

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import orjson
+import pytest
+
+from market_data_pipeline.cli.dagster_client import (
+    RANGE_END,
+    RANGE_START,
+    CodeLocation,
+    DagsterClient,
+    DagsterRefusedError,
+    Run,
+    RunStatus,
+    WebserverUnreachableError,
+)
+from market_data_pipeline.cli.launching import Launcher, Task
+from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.partitions import Box, Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pause = threading.Event().wait
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def webserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Dagster webserver on a code location of our own; runs are launched at once, without a queue."""
+    home: Path = tmp_path_factory.mktemp("dagster")
+    (home / "dagster.yaml").write_text(
+        "telemetry: {enabled: false}\nrun_coordinator: {module: dagster._core.run_coordinator, class: DefaultRunCoordinator}\n"
+    )
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "dagster_webserver", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["-m", "market_data_pipeline_tests.cli.webserver_definitions"]
+    log = (home / "log").open("wb")
+    process = subprocess.Popen(
+        command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log, start_new_session=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(url):
+            assert process.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < deadline, "the webserver did not start within a minute"
+            pause(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/server_info", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def ended(client: DagsterClient, tags: dict[str, str]) -> Run:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        runs = client.runs(tags=tags)
+        if runs and all(run.status.has_ended for run in runs):
+            return runs[-1]
+        pause(0.2)
+    raise AssertionError(f"the run with {tags} did not end within a minute")
+
+
+def test_the_client_speaks_to_the_webserver_we_install(webserver: str) -> None:
+    with DagsterClient(webserver) as client:
+        where = client.find_job("candles_1h")
+        client.add_dynamic_partitions(where, "symbols", ["MSFT", "AAPL", "BAD"])
+        client.add_dynamic_partitions(where, "symbols", ["AAPL", "TSLA"])
+        keys = client.partition_keys(("candles", "1h"))
+        assert keys.symbols == ("MSFT", "AAPL", "BAD", "TSLA")
+        assert keys.periods == ("2024-12-02", "2024-12-03", "2024-12-04", "2024-12-05", "2024-12-06")
+        assert client.daemon_is_running()
+        client.reload(where.location)
+
+        box = {RANGE_START: "2024-12-02|MSFT", RANGE_END: "2024-12-04|AAPL", "mdp/backfill": "good"}
+        run_id = client.launch(where, "candles_1h", tags=box)
+        good = ended(client, {"mdp/backfill": "good"})
+        assert (good.run_id, good.job, good.status, good.materialized) == (run_id, "candles_1h", RunStatus.SUCCESS, 6)
+        assert good.tags[RANGE_END] == "2024-12-04|AAPL"
+        assert client.runs(tags={"mdp/backfill": "good"}, statuses=[RunStatus.FAILURE]) == []
+
+        config = {"ops": {"fetch_candles_1h": {"config": {"refetch": True}}}}
+        client.launch(where, "candles_1h", tags=box | {"mdp/backfill": "bad"}, config=config)
+        bad = ended(client, {"mdp/backfill": "bad"})
+        assert bad.status is RunStatus.FAILURE
+        assert client.failure(bad.run_id) == "2 symbols failed"
+        assert httpx.get(client.run_url(bad.run_id), trust_env=False).is_success
+
+        with pytest.raises(DagsterRefusedError, match="has no job 'candles_7m'"):
+            client.find_job("candles_7m")
+        with pytest.raises(DagsterRefusedError, match="refetsch"):
+            client.launch(where, "candles_1h", tags=box, config={"ops": {"fetch_candles_1h": {"config": {"refetsch": True}}}})
+        with pytest.raises(DagsterRefusedError):
+            client.partition_keys(("candles", "7m"))
+
+        task = Task(Interval.H1, Box(Cell("2024-12-02", "MSFT"), Cell("2024-12-06", "AAPL"), 10), where)
+        launcher = Launcher(client, "launched", refetch=False, sleep=pause)
+        (one,) = launcher.watch(launcher.launch([task]), lambda _: None)
+        assert (one.run.status, one.partitions_done) == (RunStatus.SUCCESS, 10)
+
+
+def client_of(answer: Callable[[httpx.Request], httpx.Response]) -> DagsterClient:
+    return DagsterClient("http://dagster.test", transport=httpx.MockTransport(answer))
+
+
+def test_a_webserver_that_is_down_is_named_with_what_to_do() -> None:
+    with DagsterClient("http://127.0.0.1:9") as client, pytest.raises(WebserverUnreachableError) as down:
+        client.find_job("candles_1m")
+    assert "http://127.0.0.1:9" in str(down.value)
+    assert "start it with `mdp up`" in str(down.value)
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"[]", b'{"hello": 1}', b""])
+def test_another_server_on_that_port_is_not_taken_for_dagster(body: bytes) -> None:
+    with client_of(lambda _: httpx.Response(200, content=body)) as client, pytest.raises(WebserverUnreachableError) as wrong:
+        client.find_job("candles_1m")
+    assert "is no Dagster webserver" in str(wrong.value)
+
+
+def test_an_error_of_graphql_is_said_in_dagsters_words() -> None:
+    answer = httpx.Response(400, json={"errors": [{"message": 'Cannot query field "nonsense"'}], "data": None})
+    with client_of(lambda _: answer) as client, pytest.raises(DagsterRefusedError, match="Cannot query field"):
+        client.find_job("candles_1m")
+
+
+def test_code_that_did_not_load_is_said_when_its_job_is_not_found() -> None:
+    error = {"__typename": "PythonError", "message": "ModuleNotFoundError: No module named 'dagster_postgres'\n"}
+    data = {
+        "repositoriesOrError": {"__typename": "RepositoryConnection", "nodes": []},
+        "workspaceOrError": {"locationEntries": [{"name": "market_data_pipeline", "locationOrLoadError": error}]},
+    }
+    with client_of(lambda _: httpx.Response(200, json={"data": data})) as client, pytest.raises(DagsterRefusedError) as refused:
+        client.find_job("candles_1m")
+    assert "market_data_pipeline: ModuleNotFoundError: No module named 'dagster_postgres'" in str(refused.value)
+
+
+def test_many_symbols_are_added_in_few_requests() -> None:
+    sizes = []
+
+    def added(request: httpx.Request) -> httpx.Response:
+        keys = [name for name in orjson.loads(request.content)["variables"] if name.startswith("k")]
+        sizes.append(len(keys))
+        return httpx.Response(200, json={"data": {key: {"__typename": "AddDynamicPartitionSuccess"} for key in keys}})
+
+    with client_of(added) as client:
+        client.add_dynamic_partitions(CodeLocation("here", "__repository__"), "symbols", [f"S{n}" for n in range(450)])
+    assert sizes == [200, 200, 50]
+
+
+def test_more_runs_than_a_page_holds_are_all_read() -> None:
+    def result(n: int) -> dict[str, object]:
+        run = {"runId": f"run-{n:03}", "jobName": "candles_1m", "status": "STARTED", "creationTime": 1000.0 - n}
+        return run | {"tags": [], "stats": {"materializations": n}}
+
+    def page(request: httpx.Request) -> httpx.Response:
+        after = orjson.loads(request.content)["variables"]["cursor"]
+        first = int(after.removeprefix("run-")) + 1 if after else 0
+        results = [result(n) for n in range(first, min(first + 200, 450))]
+        return httpx.Response(200, json={"data": {"runsOrError": {"__typename": "Runs", "results": results}}})
+
+    with client_of(page) as client:
+        runs = client.runs(tags={"mdp/backfill": "x"})
+    assert len(runs) == 450
+    assert runs[0].run_id == "run-449"
