@@ -295,12 +295,14 @@ class HttpClient:
         except httpx.HTTPError as broken:
             failure = call.transient(f"{call.host}: {_words(broken)}: {call.redact(str(broken)) or 'no detail'}")
         else:
-            call.attempts.append(_noted("answered", self._clock() - started, answer))
+            call.attempts.append(_noted("answered", answer.latency_seconds, answer))
             return answer
-        call.attempts.append(_noted(failure.kind, self._clock() - started, answer, error=str(failure)))
+        latency = answer.latency_seconds if answer else self._clock() - started
+        call.attempts.append(_noted(failure.kind, latency, answer, error=str(failure)))
         retry_after = self._retry_after(answer.headers) if answer else None
-        waitable = isinstance(failure, RateLimitedError) and retry_after is not None
-        if waitable or isinstance(failure, TransientError):
+        if isinstance(failure, RateLimitedError):
+            failure.retry_after_seconds = retry_after
+        if isinstance(failure, TransientError) or (isinstance(failure, RateLimitedError) and retry_after is not None):
             raise _Retriable(failure, retry_after)
         raise failure
 
@@ -339,7 +341,7 @@ class HttpClient:
     def _refuse_by_status(self, call: _Call, answer: HttpAnswer) -> None:
         said = f"HTTP {answer.status} {answer.excerpt()}".strip()
         if answer.status == 429:
-            raise RateLimitedError(said, provider=call.provider, retry_after_seconds=self._retry_after(answer.headers))
+            raise RateLimitedError(said, provider=call.provider)
         if answer.status in {401, 402, 403}:
             raise EntitlementError(said, provider=call.provider)
         if answer.status >= 500:

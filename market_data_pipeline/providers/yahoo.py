@@ -33,8 +33,6 @@ from market_data_pipeline.providers.http import describe
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy.typing as npt
-
     from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
     from market_data_pipeline.domain.ports import BarsRequest
     from market_data_pipeline.providers.http import Attempt, HttpAnswer, HttpClient
@@ -105,13 +103,20 @@ class YahooProvider:
         parameters = _parameters(request)
         described = describe(url, parameters, self._headers)
         attempts: list[Attempt] = []
+        charts: list[ParsedChart] = []
+
+        def check(answer: HttpAnswer) -> None:
+            # Inside the attempt, so that an outage which only the body tells of is retried by the one loop there is.
+            _refuse_outage(answer)
+            charts.append(_chart_of(answer, request))
+
         try:
             _refuse_beyond_reach(request, now)
-            answer = self._http.get(url, parameters, self._headers, provider=NAME, check=_refuse_outage, attempts=attempts)
-            chart = _chart_of(answer, request)
+            self._http.get(url, parameters, self._headers, provider=NAME, check=check, attempts=attempts)
         except ProviderError as error:
             error.fetch = _provenance(request, described, now, attempts, outcome=error.kind, error=str(error))
             raise
+        chart = charts[-1]
         fetch = _provenance(request, described, now, attempts, outcome="ok", chart=chart)
         return BarsAnswer(
             request=request,
@@ -331,15 +336,16 @@ class _Numbers:
 def _numbers(quotes: Mapping[str, Any], name: str, length: int) -> _Numbers:
     """One quote array as float64. Null and whatever is no JSON number become NaN; ``is_null`` tells the two apart."""
     column = quotes.get(name)
-    if not isinstance(column, list) or len(column) != length:
-        found = f"{len(column)} elements" if isinstance(column, list) else _shown(column)
-        raise PayloadError(f"ragged answer: {length} stamps and {found} in {name}", provider=NAME)
-    try:
+    if not isinstance(column, list):
+        raise PayloadError(f"no column {name}: {_shown(column)}", provider=NAME)
+    if len(column) != length:
+        raise PayloadError(f"ragged answer: {length} stamps and {len(column)} in {name}", provider=NAME)
+    with suppress(struct.error, OverflowError):
         # struct reads a list of floats in 4 ns an element, numpy in 22; and unlike numpy it takes no text for a number.
-        packed = struct.pack(f"={length}d", *column)
-        return _Numbers(np.frombuffer(bytearray(packed), np.float64), np.zeros(length, bool))
-    except (struct.error, OverflowError):
-        pass
+        values = np.frombuffer(bytearray(struct.pack(f"={length}d", *column)), np.float64)
+        # It does take true for 1 and false for 0: only then is the price of looking at every type worth paying.
+        if not ((values == 0) | (values == 1)).any() or bool not in set(map(type, column)):
+            return _Numbers(values, np.zeros(length, bool))
     if set(map(type, column)) <= {float, int, type(None)}:
         with suppress(OverflowError):
             values = np.array(column, np.float64)
@@ -376,33 +382,39 @@ def _rows(
     usable = inside & aligned
 
     # No price and no volume is no information; a volume without prices is a broken row, for the judge to refuse.
-    *prices, volume = numbers
-    no_price = np.logical_and.reduce([column.is_null for column in prices])
+    open_, high, low, close, volume = numbers
+    no_price = open_.is_null & high.is_null & low.is_null & close.is_null
     is_null = no_price & (volume.is_null | (volume.values == 0))
+    columns = CandleColumns.of(labels, *(column.values for column in numbers))
     bars = np.flatnonzero(usable & ~is_null)
-    bars = bars[_first_of_each(labels[bars], stamps[bars], [column.values[bars] for column in numbers], dropped)]
-    columns = CandleColumns.of(labels[bars], *(column.values[bars] for column in numbers))
+    if len(bars) < len(stamps):
+        columns, stamps = columns.take(bars), stamps[bars]
+    columns = _sorted_and_unique(columns, stamps, dropped)
 
     null_labels = labels[usable & is_null]
-    nulls = np.setdiff1d(null_labels, columns.opened_at)
+    nulls = np.setdiff1d(null_labels, columns.opened_at) if len(null_labels) else null_labels
     dropped["duplicate"] += len(null_labels) - len(nulls)
     return columns, nulls
 
 
-def _first_of_each(labels: Int64s, stamps: Int64s, columns: Sequence[Float64s], dropped: Counter[str]) -> npt.NDArray[np.intp]:
-    """The places of the rows to keep, by label: of several with one label the earliest stamp, then the first received."""
+def _sorted_and_unique(columns: CandleColumns, stamps: Int64s, dropped: Counter[str]) -> CandleColumns:
+    """The rows by label; of several with one label that with the earliest stamp on the wire, then the first received."""
+    labels = columns.opened_at
     if (labels[1:] > labels[:-1]).all():
-        return np.arange(len(labels))
+        return columns
     order = np.lexsort((stamps, labels))
     is_first = np.concatenate(([True], np.diff(labels[order]) != 0))
     heads = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
     repeats, kept = order[~is_first], heads[~is_first]
     same_stamp = stamps[repeats] == stamps[kept]
-    same_values = np.logical_and.reduce([np.isclose(c[repeats], c[kept], rtol=0, atol=0, equal_nan=True) for c in columns])
+    same_values = np.ones(len(repeats), bool)
+    for name in _COLUMNS:
+        values = getattr(columns, name)
+        same_values &= (values[repeats] == values[kept]) | (np.isnan(values[repeats]) & np.isnan(values[kept]))
     dropped["live_duplicate"] += int((~same_stamp).sum())
     dropped["duplicate"] += int((same_stamp & same_values).sum())
     dropped["conflicting_duplicate"] += int((same_stamp & ~same_values).sum())
-    return order[is_first]
+    return columns.take(order[is_first])
 
 
 def _session_labels(stamps: Int64s, request: BarsRequest, zone: ZoneInfo) -> tuple[Int64s, Bools]:
