@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from market_data_pipeline.defs.candles import asset_key, candle_assets, family, job_name
+from market_data_pipeline.defs.candles import candle_assets, candle_jobs
+from market_data_pipeline.defs.maintenance import prune_job, prune_schedule, reconcile_job
+from market_data_pipeline.defs.schedules import poll_job, schedules
+from market_data_pipeline.defs.sensors import gap_sensor, janitor_sensor, symbols_sensor
 from market_data_pipeline.defs.workbench import Workbenches
-from market_data_pipeline.domain.candles import FETCHED_INTERVALS
+from market_data_pipeline.domain.partitions import SymbolDimension
 
 if TYPE_CHECKING:
     from market_data_pipeline.defs.workbench import OpensWorkbench
@@ -18,22 +21,16 @@ if TYPE_CHECKING:
 
 def build_definitions(settings: Settings, plan: PartitionPlan, *, workbenches: OpensWorkbench | None = None) -> dg.Definitions:
     """The code location. It opens nothing: files, sockets and the database are touched when a run or a tick begins."""
+    jobs = candle_jobs()
+    sensors = [gap_sensor(plan, settings, jobs), janitor_sensor()]
+    if plan.dimension is SymbolDimension.SYMBOL:
+        sensors.append(symbols_sensor(plan))
     return dg.Definitions(
         assets=candle_assets(plan),
-        jobs=candle_jobs(),
+        jobs=[*jobs, poll_job(), reconcile_job(plan), prune_job(settings)],
+        schedules=[*schedules(plan), prune_schedule()],
+        sensors=sensors,
         resources={"workbenches": workbenches or Workbenches(settings)},
         # A process a step costs two seconds; our steps use threads where they wait.
         executor=dg.in_process_executor,
     )
-
-
-def candle_jobs() -> list[dg.UnresolvedAssetJobDefinition]:
-    """One job a fetched interval: it and what is derived from it, so that one run does both."""
-    return [
-        dg.define_asset_job(
-            job_name(fetched),
-            selection=dg.AssetSelection.assets(*(asset_key(interval) for interval in family(fetched))),
-            description=f"Bring partitions of {', '.join(f'candles/{i}' for i in family(fetched))} up to date.",
-        )
-        for fetched in FETCHED_INTERVALS
-    ]

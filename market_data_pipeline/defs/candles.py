@@ -18,6 +18,8 @@ from market_data_pipeline.domain.partitions import Cell, PartitionPlan
 
 GROUP = "candles"
 OWNER = "team:market-data"
+# The job of runs that are launched from an asset's page.
+ASSET_JOB = "__ASSET_JOB"
 # More names than this in a failure's text are a wall, not a message; the metadata has the count by reason.
 _NAMED_IN_A_FAILURE = 10
 
@@ -54,6 +56,18 @@ def family(fetched: Interval) -> tuple[Interval, ...]:
 def candle_assets(plan: PartitionPlan) -> list[dg.AssetsDefinition]:
     """Every candle asset: an op for each fetched interval, which also computes the intervals derived from it."""
     return [_family_of_assets(plan, fetched) for fetched in FETCHED_INTERVALS]
+
+
+def candle_jobs() -> list[Any]:  # Dagster has no public name for what define_asset_job returns
+    """One job a fetched interval: it and what is derived from it, so that one run does both."""
+    return [
+        dg.define_asset_job(
+            job_name(fetched),
+            selection=dg.AssetSelection.assets(*(asset_key(interval) for interval in family(fetched))),
+            description=f"Bring partitions of {', '.join(f'candles/{i}' for i in family(fetched))} up to date.",
+        )
+        for fetched in FETCHED_INTERVALS
+    ]
 
 
 def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefinition:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
+
+import psutil
+
+from market_data_pipeline.domain.candles import FETCHED_INTERVALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
-    from datetime import datetime
+    from datetime import date
 
     from market_data_pipeline.domain.candles import Interval
+    from market_data_pipeline.domain.coverage import LedgerRow
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.ingest.report import Stretch, StretchReport
     from market_data_pipeline.settings import Settings
+    from market_data_pipeline.storage.heartbeats import Heartbeat
+    from market_data_pipeline.storage.ledger import DueGap
+
+SECONDS_BETWEEN_BEATS = 15.0
+
+logger = logging.getLogger(__name__)
 
 
 class Workbench(Protocol):
-    """The clock, the universe, the calendars and the use-cases."""
+    """The clock, the universe, the calendars, the ledger and the use-cases."""
 
     def now(self) -> datetime:
         """The current instant on the pipeline's clock, which may be a simulator's."""
+        ...
+
+    def is_virtual(self) -> bool:
+        """Whether that clock is not the world's: the time of a tick then says nothing."""
         ...
 
     def instruments(self, *, active_only: bool) -> Sequence[Instrument]:
@@ -40,8 +60,24 @@ class Workbench(Protocol):
         """Fetch or derive what the stretches lack; a report each, in any order."""
         ...
 
+    def due_gaps(self, *, limit: int) -> Sequence[DueGap]:
+        """The gaps of fetched intervals whose next attempt is due, in the order in which they should be served."""
+        ...
+
+    def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
+        """What the ledger holds of these sessions, both included."""
+        ...
+
     def beating(self, run_id: str) -> AbstractContextManager[None]:
         """Show that this process works on the run, for as long as the block lasts: what the janitor goes by."""
+        ...
+
+    def heartbeats(self) -> Sequence[Heartbeat]:
+        """The last sign of life of every run that has shown one and was not forgotten."""
+        ...
+
+    def forget_heartbeat(self, run_id: str) -> None:
+        """The run has ended."""
         ...
 
 
@@ -63,6 +99,10 @@ class RealWorkbench:
         """The instant on the pipeline's clock."""
         return self.pipeline.clock.now()
 
+    def is_virtual(self) -> bool:
+        """As the pipeline's clock says."""
+        return self.pipeline.clock.is_virtual
+
     def instruments(self, *, active_only: bool) -> Sequence[Instrument]:
         """The universe in the database."""
         return self.pipeline.universe.instruments(active_only=active_only)
@@ -81,11 +121,65 @@ class RealWorkbench:
         use_case = ingest_candles if interval.source is None else derive_candles
         return use_case(stretches, interval, pipeline=self.pipeline, refetch=refetch, run_id=run_id)
 
+    def due_gaps(self, *, limit: int) -> Sequence[DueGap]:
+        """The ledger's, as far as the provider can be asked for them."""
+        return self.pipeline.ledger.due_gaps(
+            self.now(),
+            limit=limit,
+            settle_seconds=self.pipeline.settings.settle_seconds,
+            intervals=FETCHED_INTERVALS,
+            reach_seconds={interval: self.pipeline.reach_seconds(interval) for interval in FETCHED_INTERVALS},
+        )
+
+    def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
+        """The ledger's rows."""
+        return self.pipeline.ledger.rows(symbol_ids, interval, first, last)
+
     @contextmanager
     def beating(self, run_id: str) -> Iterator[None]:
-        """Beat from a thread of its own."""
-        del run_id
-        yield
+        """Beat now and every fifteen seconds, from a thread of its own.
+
+        The last beat is left in place: between the end of the block and the end of the run, the run is still alive.
+        """
+        from market_data_pipeline.storage.heartbeats import Heartbeats  # noqa: PLC0415 - see Workbenches.open
+
+        heartbeats = Heartbeats(self.pipeline.engine)
+        process = psutil.Process()
+        started_at = datetime.fromtimestamp(process.create_time(), UTC)
+
+        def beat() -> None:
+            heartbeats.beat(run_id, host=socket.gethostname(), pid=os.getpid(), process_started_at=started_at)
+
+        over = threading.Event()
+
+        def keep_beating() -> None:
+            while not over.wait(SECONDS_BETWEEN_BEATS):
+                try:
+                    beat()
+                except Exception:
+                    # The work itself meets the same trouble and says so; the next beat may succeed.
+                    logger.warning("a heartbeat of run %s was lost", run_id, exc_info=True)
+
+        beat()
+        thread = threading.Thread(target=keep_beating, name=f"heartbeat of {run_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def heartbeats(self) -> Sequence[Heartbeat]:
+        """Every one there is, the longest silent first."""
+        from market_data_pipeline.storage.heartbeats import Heartbeats  # noqa: PLC0415 - see Workbenches.open
+
+        return Heartbeats(self.pipeline.engine).lapsed(timedelta(0))
+
+    def forget_heartbeat(self, run_id: str) -> None:
+        """Delete its row."""
+        from market_data_pipeline.storage.heartbeats import Heartbeats  # noqa: PLC0415 - see Workbenches.open
+
+        Heartbeats(self.pipeline.engine).forget(run_id)
 
 
 @dataclass(frozen=True)

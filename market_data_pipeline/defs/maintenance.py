@@ -1,0 +1,230 @@
+"""Jobs that look after Dagster's own record: what the ledger knows is shown, and what nobody will look at again is deleted."""
+
+# No `from __future__ import annotations`: Dagster takes the class of an op's config from the annotation itself, not from its text.
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+
+from market_data_pipeline.defs.candles import asset_key
+from market_data_pipeline.defs.materialize import report_runless
+from market_data_pipeline.defs.partitions import partition_key, symbols_in_order
+from market_data_pipeline.defs.tags import CAUSE, FINISHED, PRUNE, RECONCILE
+from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
+from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.coverage import LedgerRow
+from market_data_pipeline.domain.partitions import Cell, PartitionPlan, day_in_the_east
+from market_data_pipeline.domain.universe import Instrument
+from market_data_pipeline.settings import Settings
+
+# Ledger rows of this many instruments are in memory together.
+_INSTRUMENTS_AT_ONCE = 50
+_RUNS_AT_ONCE = 200
+_RECORDS_AT_ONCE = 500
+
+
+class ReconcileConfig(dg.Config):
+    """Which partitions are reported to Dagster: those it does not show as materialised, or with ``everything`` all of them."""
+
+    everything: bool = False
+
+
+class PruneConfig(dg.Config):
+    """How old a finished run must be; 0 takes MDP_EVENT_RETENTION_DAYS. ``at_most`` bounds one run of the job."""
+
+    older_than_days: int = 0
+    at_most: int = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A partition of which the ledger says that every session in it has been answered, and the counts of its bars."""
+
+    cell: Cell
+    rows: int
+    expected: int
+    confirmed_empty: int
+
+    def as_metadata(self) -> dict[str, int | str]:
+        """As the asset reports it, and where this report is from."""
+        return {
+            "rows": self.rows,
+            "expected": self.expected,
+            "confirmed_empty": self.confirmed_empty,
+            "missing": self.expected - self.rows - self.confirmed_empty,
+            "reported from": "the ledger",
+        }
+
+
+def reconcile_job(plan: PartitionPlan) -> dg.JobDefinition:
+    """Shows in Dagster what the ledger knows: after a new grain, a lost event log, or a run that died between its two reports."""
+
+    @dg.op
+    def report_the_ledger(
+        context: dg.OpExecutionContext, config: ReconcileConfig, workbenches: dg.ResourceParam[OpensWorkbench]
+    ) -> None:
+        known = set(symbols_in_order(plan, context.instance))
+        with workbenches.open() as workbench, workbench.beating(context.run_id):
+            instruments = workbench.instruments(active_only=False)
+            for interval in Interval:
+                key = asset_key(interval)
+                shown = set() if config.everything else context.instance.get_materialized_partitions(key)
+                settled = settled_partitions(instruments, interval, plan, workbench)
+                count = report_runless(
+                    context.instance,
+                    (
+                        dg.AssetMaterialization(key, partition=partition_key(found.cell), metadata=found.as_metadata())
+                        for found in settled
+                        if found.cell.key not in shown and found.cell.symbol in known
+                    ),
+                )
+                context.log.info("%s: %d partitions reported from the ledger", key.to_user_string(), count)
+
+    @dg.job(
+        name=RECONCILE,
+        description="Report to Dagster the partitions that the ledger has and Dagster does not show as materialised.",
+        tags={CAUSE: "maintenance"},
+    )
+    def reconcile() -> None:
+        report_the_ledger()
+
+    return reconcile
+
+
+def settled_partitions(
+    instruments: Sequence[Instrument], interval: Interval, plan: PartitionPlan, workbench: Workbench
+) -> Iterator[Settled]:
+    """The partitions in which every session that has begun, of every instrument listed then, was answered."""
+    today = day_in_the_east(workbench.now())
+    sessions: dict[str, list[date]] = {}
+    for name in {instrument.calendar for instrument in instruments}:
+        calendar = workbench.calendar(name)
+        sessions[name] = calendar.sessions(max(plan.start, calendar.first_session), min(today, calendar.last_session))
+    columns = defaultdict(list)
+    for instrument in instruments:
+        columns[plan.column_of(instrument.symbol)].append(instrument)
+    names = sorted(columns)
+    for at in range(0, len(names), _INSTRUMENTS_AT_ONCE):
+        chunk = names[at : at + _INSTRUMENTS_AT_ONCE]
+        rows: dict[int, dict[date, LedgerRow]] = defaultdict(dict)
+        ids = [instrument.symbol_id for name in chunk for instrument in columns[name]]
+        for row in workbench.ledger_rows(ids, interval, plan.start, today):
+            rows[row.symbol_id][row.session] = row
+        for name in chunk:
+            yield from _settled_column(name, columns[name], sessions, rows, interval, plan)
+
+
+def _settled_column(
+    name: str,
+    instruments: Sequence[Instrument],
+    sessions: dict[str, list[date]],
+    rows: dict[int, dict[date, LedgerRow]],
+    interval: Interval,
+    plan: PartitionPlan,
+) -> Iterator[Settled]:
+    periods = plan.periods(interval)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for instrument in instruments:
+        for session in sessions[instrument.calendar]:
+            if not instrument.listed_on(session) or periods.is_closed(session):
+                continue
+            count = counts[periods.key_of(session)]
+            row = rows[instrument.symbol_id].get(session)
+            if row is None or not _was_answered(row):
+                count["open"] += 1
+                continue
+            count.update(rows=int(row.present.sum()), expected=row.expected, empty=int(row.confirmed_empty.sum()))
+    for period, count in counts.items():
+        if count["expected"] and not count["open"]:
+            yield Settled(Cell(period, name), count["rows"], count["expected"], count["empty"])
+
+
+def _was_answered(row: LedgerRow) -> bool:
+    return bool(row.present.any()) or (row.last_attempt_at is not None and row.failures == 0)
+
+
+def prune_job(settings: Settings) -> dg.JobDefinition:
+    """Deletes finished runs with all their events: Dagster keeps both for ever, some 4 kB a partition and materialisation."""
+
+    @dg.op
+    def prune_finished_runs(
+        context: dg.OpExecutionContext, config: PruneConfig, workbenches: dg.ResourceParam[OpensWorkbench]
+    ) -> None:
+        days = config.older_than_days or settings.event_retention_days
+        with workbenches.open() as workbench, workbench.beating(context.run_id):
+            deleted, kept = prune(context.instance, before=datetime.now(UTC) - timedelta(days=days), at_most=config.at_most)
+        context.log.info(
+            "%d runs older than %d days deleted, %d kept: they are what a partition's status rests on", deleted, days, kept
+        )
+
+    @dg.job(
+        name=PRUNE,
+        description="Delete finished runs older than MDP_EVENT_RETENTION_DAYS, except those that partitions' status rests on.",
+        tags={CAUSE: "maintenance"},
+    )
+    def prune_event_log() -> None:
+        prune_finished_runs()
+
+    return prune_event_log
+
+
+def prune_schedule() -> dg.ScheduleDefinition:
+    """Every night, when no exchange of New York's day is open."""
+    return dg.ScheduleDefinition(
+        name="prune_event_log_nightly",
+        job_name=PRUNE,
+        cron_schedule="17 3 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+
+
+def prune(instance: dg.DagsterInstance, *, before: datetime, at_most: int) -> tuple[int, int]:
+    """Delete up to ``at_most`` finished runs created before ``before``, and return how many were deleted and how many kept.
+
+    Kept are runs with the newest materialisation of a partition: Dagster's view of a partition rests on that event alone.
+    """
+    newest = _Newest(instance)
+    deleted = kept = 0
+    cursor = None
+    while deleted < at_most:
+        records = instance.get_run_records(
+            dg.RunsFilter(statuses=FINISHED, created_before=before), limit=_RUNS_AT_ONCE, ascending=True, cursor=cursor
+        )
+        if not records:
+            break
+        for record in records[: at_most - deleted]:
+            run_id = record.dagster_run.run_id
+            if newest.is_of(run_id):
+                kept += 1
+                # The cursor may not point to a run that is gone: it follows the kept ones.
+                cursor = run_id
+            else:
+                instance.delete_run(run_id)
+                deleted += 1
+        if len(records) < _RUNS_AT_ONCE:
+            break
+    return deleted, kept
+
+
+class _Newest:
+    """Which runs hold the newest materialisation of some partition. Each asset's newest events are read once."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._runs: set[str] = set()
+        for interval in Interval:
+            key = asset_key(interval)
+            latest = instance.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
+            ids = sorted(latest.values())
+            for at in range(0, len(ids), _RECORDS_AT_ONCE):
+                chunk = dg.AssetRecordsFilter(asset_key=key, storage_ids=ids[at : at + _RECORDS_AT_ONCE])
+                self._runs.update(
+                    record.run_id for record in instance.fetch_materializations(chunk, limit=_RECORDS_AT_ONCE).records
+                )
+
+    def is_of(self, run_id: str) -> bool:
+        """Whether ``run_id`` holds one of them."""
+        return run_id in self._runs

@@ -1,0 +1,219 @@
+"""Fresh candles: after each exchange's close as partitions, and every five minutes while it is open."""
+
+# No `from __future__ import annotations`: Dagster takes the class of an op's config from the annotation itself, not from its text.
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from market_data_pipeline.defs.candles import family, job_name
+from market_data_pipeline.defs.partitions import range_tags, symbols_in_order
+from market_data_pipeline.defs.tags import CALENDAR, CAUSE, FRESH_FIRST, POLL, PRIORITY, UNFINISHED
+from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
+from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
+from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.domain.partitions import CalendarHours, Cell, PartitionPlan, boxes
+from market_data_pipeline.domain.universe import Instrument
+from market_data_pipeline.ingest.report import Stretch
+
+if TYPE_CHECKING:
+    from market_data_pipeline.domain.sessions import TradingCalendar
+
+# Providers publish the last bars of a session minutes late; what is later still is the gap sensor's.
+MINUTES_AFTER_CLOSE = 10
+# A half day closes three hours early: the tick of the full day's close then finds a session that closed some hours ago.
+LATEST_AFTER_CLOSE = timedelta(hours=6)
+# How far back a close looks for sessions that nobody asked for, because the stack was down.
+CATCH_UP = timedelta(days=14)
+MINUTES_BETWEEN_POLLS = 5
+# The last bars of a session come after its close.
+POLL_AFTER_CLOSE = timedelta(minutes=6)
+
+
+class PollConfig(dg.Config):
+    """Whose running session to poll."""
+
+    calendar: str
+
+
+def schedules(plan: PartitionPlan) -> list[dg.ScheduleDefinition]:
+    """For each calendar of the plan: one schedule a fetched interval after the close, and one that polls minutes."""
+    after_close = [_after_close(plan, hours, fetched) for hours in plan.calendars for fetched in FETCHED_INTERVALS]
+    return [*after_close, *(_poll(hours) for hours in plan.calendars)]
+
+
+def slug(calendar: str) -> str:
+    """``calendar`` as a part of a name in Dagster: ``xnys``, ``24_7``."""
+    return re.sub(r"\W+", "_", calendar.lower())
+
+
+def _after_close(plan: PartitionPlan, hours: CalendarHours, fetched: Interval) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=f"{slug(hours.name)}_{job_name(fetched)}_after_close",
+        job_name=job_name(fetched),
+        cron_schedule=crons_after_close(hours),
+        execution_timezone=hours.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Ten minutes after {hours.name} closes, half days included: the session's partitions of {fetched}.",
+    )
+    def after_close(
+        context: dg.ScheduleEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        with workbenches.open() as workbench:
+            at = workbench.now() if workbench.is_virtual() else context.scheduled_execution_time
+            session = last_closed(workbench.calendar(hours.name), at - timedelta(minutes=MINUTES_AFTER_CLOSE - 1))
+            if session is None:
+                return dg.SkipReason(f"{hours.name} has not closed within the last six hours")
+            instruments = [i for i in workbench.instruments(active_only=True) if i.calendar == hours.name]
+            needs = list(_needs(workbench, plan, fetched, instruments, session))
+        known = set(symbols_in_order(plan, context.instance))
+        requests = [
+            dg.RunRequest(
+                run_key=f"close:{hours.name}:{fetched}:{session}:{box.first.key}:{box.last.key}",
+                tags={**range_tags(box), CAUSE: "close", CALENDAR: hours.name, PRIORITY: FRESH_FIRST},
+            )
+            for box in boxes(
+                (cell for cell in needs if cell.symbol in known),
+                periods=plan.periods(fetched).existing(context.scheduled_execution_time),
+                symbols=symbols_in_order(plan, context.instance),
+            )
+        ]
+        return requests or dg.SkipReason(f"no symbol of the universe traded in {hours.name}'s session of {session}")
+
+    return after_close
+
+
+def crons_after_close(hours: CalendarHours) -> list[str]:
+    """Ten minutes after each time at which sessions of this calendar close, every day: the tick asks whether there was one."""
+    times = (datetime.strptime(close, "%H:%M") + timedelta(minutes=MINUTES_AFTER_CLOSE) for close in hours.closes)  # noqa: DTZ007
+    return [f"{time.minute} {time.hour} * * *" for time in times]
+
+
+def last_closed(calendar: "TradingCalendar", at: datetime, *, within: timedelta | None = LATEST_AFTER_CLOSE) -> date | None:
+    """The newest session that had closed by ``at`` and not longer than ``within`` before; None where there is none."""
+    closed = [
+        (session, close)
+        for session, close in _closes(calendar, at.date() - timedelta(days=15), at.date() + timedelta(days=1))
+        if close <= at.timestamp()
+    ]
+    if not closed or (within is not None and closed[-1][1] < (at - within).timestamp()):
+        return None
+    return closed[-1][0]
+
+
+def running_session(calendar: "TradingCalendar", at: datetime) -> date | None:
+    """The session that is open at ``at`` or closed less than some minutes ago; a lunch break is part of it."""
+    bounds = calendar.bounds(at.date() - timedelta(days=1), at.date() + timedelta(days=1))
+    for day, opens, closes in zip(bounds.session.tolist(), bounds.opens_at.tolist(), bounds.closes_at.tolist(), strict=True):
+        if opens < at.timestamp() <= closes + POLL_AFTER_CLOSE.total_seconds():
+            return date(1970, 1, 1) + timedelta(days=day)
+    return None
+
+
+def _closes(calendar: "TradingCalendar", first: date, last: date) -> list[tuple[date, int]]:
+    bounds = calendar.bounds(first, last)
+    return [
+        (date(1970, 1, 1) + timedelta(days=day), close)
+        for day, close in zip(bounds.session.tolist(), bounds.closes_at.tolist(), strict=True)
+    ]
+
+
+def _needs(
+    workbench: Workbench, plan: PartitionPlan, interval: Interval, instruments: Sequence[Instrument], session: date
+) -> Iterator[Cell]:
+    """The partitions of ``session``, and of those before it that the ledger has never heard of since it last heard of a symbol.
+
+    A symbol that the ledger does not know at all gets the one session: its history is for `mdp backfill`.
+    """
+    first = max(session - CATCH_UP, plan.start)
+    newest: dict[int, date] = {}
+    for row in workbench.ledger_rows([i.symbol_id for i in instruments], interval, first, session):
+        newest[row.symbol_id] = max(row.session, newest.get(row.symbol_id, row.session))
+    sessions = {name: workbench.calendar(name).sessions(first, session) for name in {i.calendar for i in instruments}}
+    periods = plan.periods(interval)
+    for instrument in instruments:
+        since = newest.get(instrument.symbol_id, session)
+        for day in sessions[instrument.calendar]:
+            if (day == session or since < day) and instrument.listed_on(day):
+                yield Cell(periods.key_of(day), plan.column_of(instrument.symbol))
+
+
+def _poll(hours: CalendarHours) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=f"{slug(hours.name)}_poll",
+        job_name=POLL,
+        cron_schedule=f"*/{MINUTES_BETWEEN_POLLS} * * * *",
+        execution_timezone=hours.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"While {hours.name} is open: the bars of the running session so far.",
+    )
+    def poll(context: dg.ScheduleEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]) -> dg.RunRequest | dg.SkipReason:
+        with workbenches.open() as workbench:
+            at = workbench.now() if workbench.is_virtual() else context.scheduled_execution_time
+            if running_session(workbench.calendar(hours.name), at) is None:
+                return dg.SkipReason(f"{hours.name} is closed")
+        tags = {CAUSE: "poll", CALENDAR: hours.name}
+        if context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED, tags=tags)):
+            return dg.SkipReason(f"the last poll of {hours.name} has not ended yet")
+        return dg.RunRequest(
+            run_config={"ops": {"poll_running_session": {"config": {"calendar": hours.name}}}},
+            tags={**tags, PRIORITY: FRESH_FIRST},
+        )
+
+    return poll
+
+
+def poll_job() -> dg.JobDefinition:
+    """Fetches the running session without partition events.
+
+    A materialisation a poll would be 78 a day, symbol and interval, some 4 kB each in Dagster's database for ever; the partition is
+    materialised once, after the close.
+    """
+
+    @dg.op
+    def poll_running_session(
+        context: dg.OpExecutionContext, config: PollConfig, workbenches: dg.ResourceParam[OpensWorkbench]
+    ) -> None:
+        with workbenches.open() as workbench, workbench.beating(context.run_id):
+            session = running_session(workbench.calendar(config.calendar), workbench.now())
+            if session is None:
+                context.log.info("%s is closed", config.calendar)
+                return
+            _bring_up_to_date(context, workbench, config.calendar, session)
+
+    @dg.job(
+        name=POLL,
+        description="Fetch the minutes of an exchange's running session and derive from them.",
+        tags={CAUSE: "poll"},
+    )
+    def poll_candles() -> None:
+        poll_running_session()
+
+    return poll_candles
+
+
+def _bring_up_to_date(context: dg.OpExecutionContext, workbench: Workbench, calendar: str, session: date) -> None:
+    stretches = [
+        Stretch(instrument, session, session)
+        for instrument in workbench.instruments(active_only=True)
+        if instrument.calendar == calendar and instrument.listed_on(session)
+    ]
+    failures: dict[str, str] = {}
+    present = expected = 0
+    for interval in family(Interval.M1):
+        for report in workbench.bring_up_to_date(stretches, interval, refetch=False, run_id=context.run_id):
+            if report.failure is not None:
+                failures.setdefault(report.stretch.instrument.symbol, report.failure)
+            elif interval is Interval.M1:
+                present += report.verdicts.get(Verdict.PRESENT, 0)
+                expected += report.expected - report.verdicts.get(Verdict.PENDING, 0)
+    context.log.info("%s %s: %d of %d minutes due so far, %d symbols", calendar, session, present, expected, len(stretches))
+    if failures:
+        symbol, reason = next(iter(failures.items()))
+        text = f"{len(failures)} of {len(stretches)} symbols failed, {symbol}: {reason}"
+        if len(failures) == len(stretches):
+            raise dg.Failure(text, allow_retries=False)
+        context.log.warning(text)

@@ -1,0 +1,64 @@
+"""The run tags that are ours, and what is asked of Dagster by them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from market_data_pipeline.defs.candles import ASSET_JOB, asset_key, family, job_name
+from market_data_pipeline.defs.partitions import cells_of_tags, symbols_in_order
+from market_data_pipeline.domain.candles import FETCHED_INTERVALS
+from market_data_pipeline.domain.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from market_data_pipeline.domain.candles import Interval
+    from market_data_pipeline.domain.partitions import Cell, PartitionPlan
+
+CAUSE = "mdp/cause"
+GAP = "mdp/gap"
+CALENDAR = "mdp/calendar"
+PRIORITY = "dagster/priority"
+FRESH_FIRST, WHEN_THERE_IS_ROOM = "10", "0"
+
+# The jobs that are not of assets; every op of theirs shows a heartbeat, too.
+POLL, RECONCILE, PRUNE = "poll_candles", "reconcile", "prune_event_log"
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+def cells_in_flight(instance: dg.DagsterInstance, plan: PartitionPlan, *, now: datetime) -> dict[Interval, set[Cell]]:
+    """The partitions that runs queued or running work on, per fetched interval, whoever launched them."""
+    symbols = symbols_in_order(plan, instance)
+    found: dict[Interval, set[Cell]] = {fetched: set() for fetched in FETCHED_INTERVALS}
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        for fetched in FETCHED_INTERVALS:
+            if _works_on(run, fetched):
+                periods = plan.periods(fetched).existing(now)
+                try:
+                    found[fetched].update(cells_of_tags(run.tags, periods=periods, symbols=symbols))
+                except InvalidInputError:
+                    # Launched under another plan, or by hand with keys that do not exist: that run fails by itself.
+                    continue
+    return found
+
+
+def is_ours(run: dg.DagsterRun) -> bool:
+    """Whether ``run`` is of this code location: another may share the instance, and its runs show us no heartbeat."""
+    return run.job_name in {POLL, RECONCILE, PRUNE} or any(_works_on(run, fetched) for fetched in FETCHED_INTERVALS)
+
+
+def _works_on(run: dg.DagsterRun, fetched: Interval) -> bool:
+    if run.job_name == job_name(fetched):
+        return True
+    chosen = run.asset_selection or frozenset()
+    return run.job_name.startswith(ASSET_JOB) and any(asset_key(interval) in chosen for interval in family(fetched))
