@@ -165,5 +165,5 @@ def add_symbols(engine: Engine, *symbols: str) -> list[int]:
             ),
             {"version": version, "symbols": list(symbols)},
         )
-        ids: dict[str, int] = dict(added.tuples().all())
+        ids = {str(row.symbol): int(row.symbol_id) for row in added}
     return [ids[symbol] for symbol in symbols]
