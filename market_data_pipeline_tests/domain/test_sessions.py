@@ -365,6 +365,7 @@ def test_overrides_of_another_calendar_change_nothing_and_aliases_name_the_same_
         ("XHKG,2024-06-03,late_open,14:30", "2024-06-03", ["14:30-16:00"], "Asia/Hong_Kong"),
         ("XHKG,2024-06-01,open,", "2024-06-01", ["09:30-12:00", "13:00-16:00"], "Asia/Hong_Kong"),
         ("24/7,2024-06-03,early_close,20:00", "2024-06-03", ["00:00-20:00"], "UTC"),
+        ("CMES,2024-06-03,late_open,02:00", "2024-06-03", ["02:00-17:00"], "America/Chicago"),
     ],
 )
 def test_an_override_gives_a_session_its_declared_hours(override: str, session: str, hours: list[str], timezone: str) -> None:
