@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.candles import Interval
@@ -45,7 +45,7 @@ class FetchStore:
     def record(self, fetches: Sequence[tuple[int | None, Fetch]], *, run_id: str | None = None) -> list[int]:
         """Record (symbol_id, fetch) pairs in one transaction; their ids, in the same order. Repeating it records them twice."""
         with transaction(self._engine) as cursor:
-            return record_fetches(cursor, [storable(f) for _, f in fetches], [symbol_id for symbol_id, _ in fetches], run_id=run_id)
+            return record_fetches(cursor, [fetch for _, fetch in fetches], [symbol_id for symbol_id, _ in fetches], run_id=run_id)
 
     def latest(self, symbol_id: int, interval: Interval, *, limit: int = 1) -> list[StoredFetch]:
         """The last ``limit`` fetches for a symbol and interval, the newest first."""
@@ -75,12 +75,3 @@ class FetchStore:
                 )
                 for row in connection.exec_driver_sql(_LATEST, parameters)
             ]
-
-
-def storable(fetch: Fetch) -> Fetch:
-    """``fetch`` as Postgres can hold it: an error may quote a body, and a body may hold NUL or half a surrogate pair."""
-    return replace(fetch, request=_text(fetch.request), error=None if fetch.error is None else _text(fetch.error))
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\N{REPLACEMENT CHARACTER}")

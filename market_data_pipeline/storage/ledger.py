@@ -14,7 +14,6 @@ from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.healing import after_failure
 from market_data_pipeline.storage.bulk import bits, lock_series, mask_of, read_ledger, record_fetches, transaction
-from market_data_pipeline.storage.fetches import storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ ROWS_AT_ONCE = 5_000
 # policy (900 s), so a gap just tried and pushed back never passes one that still waits for its first turn.
 HEAD_START_SECONDS = 300
 # What one question looks at: the rows that have been due longest. Enough for many ticks, and the cost of a tick stays bounded.
-ROWS_CONSIDERED = 20_000
+ROWS_CONSIDERED = 10_000
 # Due sessions further apart than this are two gaps even where the ledger has no session between them: nobody asked for those.
 # Five days bridge Easter (Thursday to Tuesday).
 LONGEST_BREAK_DAYS = 5
@@ -250,7 +249,7 @@ class Ledger:
         symbol_ids = {symbol_id for symbol_id, _ in symbol_id_sessions}
         with transaction(self._engine) as cursor:
             lock_series(cursor, symbol_ids, interval.seconds)
-            record_fetches(cursor, [storable(fetch)], [min(symbol_ids) if len(symbol_ids) == 1 else None], run_id=run_id)
+            record_fetches(cursor, [fetch], [min(symbol_ids) if len(symbol_ids) == 1 else None], run_id=run_id)
             rows = read_ledger(cursor, interval, sorted(set(symbol_id_sessions)))
             lacking = [row for row in rows.values() if not (row.present | row.confirmed_empty).all()]
             pushed_back = [after_failure(row, now=now, policy=policy) for row in lacking]
