@@ -392,7 +392,9 @@ def _rows(
     columns = _sorted_and_unique(columns, stamps, dropped)
 
     null_labels = labels[usable & is_null]
-    nulls = np.setdiff1d(null_labels, columns.opened_at) if len(null_labels) else null_labels
+    nulls = np.unique(null_labels)
+    superseded = np.searchsorted(columns.opened_at, nulls, "right") > np.searchsorted(columns.opened_at, nulls, "left")
+    nulls = nulls[~superseded]
     dropped["duplicate"] += len(null_labels) - len(nulls)
     return columns, nulls
 
