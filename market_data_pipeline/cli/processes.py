@@ -213,23 +213,25 @@ class BackgroundProcess:
             _write_whole(self._pid_file, orjson.dumps(asdict(noted)))
         return process
 
-    def end(self) -> bool:
-        """Stop it and all it started: SIGTERM, patience, SIGKILL. False where nothing was left of it. Safe to repeat."""
+    def terminate(self) -> bool:
+        """Ask it and all it started to end, without waiting. False where nothing is left of it."""
         members = self._members()
-        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
-            # Again after each wait: a process may have started another one on its way out.
-            alive = self._members()
-            for process in alive:
-                with contextlib.suppress(psutil.Error):
-                    process.send_signal(number)
-            psutil.wait_procs(alive, timeout=seconds)
+        _signal(members, signal.SIGTERM)
+        return bool(members)
+
+    def end(self) -> None:
+        """End it and all it started: SIGTERM, patience, SIGKILL. Safe to repeat."""
+        self.terminate()
+        psutil.wait_procs(self._members(), timeout=STOP_SECONDS)
+        stubborn = self._members()
+        _signal(stubborn, signal.SIGKILL)
+        psutil.wait_procs(stubborn, timeout=STOP_SECONDS)
         if self._child is not None:
             self._child.poll()
-        stuck = self._members()
-        if stuck:
-            raise UnavailableError(f"{self.name} does not end: pids {[process.pid for process in stuck]}")
+        left = [process.pid for process in self._members()]
+        if left:
+            raise UnavailableError(f"{self.name} does not end: pids {left}")
         self._pid_file.unlink(missing_ok=True)
-        return bool(members)
 
     def log_tail(self) -> str:
         """The end of its log, for an error message."""
@@ -266,6 +268,12 @@ def _same_process(recorded: PidFile) -> psutil.Process | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.Error:
         return None
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
 
 
 def _is_zombie(pid: int) -> bool:
@@ -331,9 +339,13 @@ class DagsterStack:
         if not (self._home / "run").is_dir():
             return []
         with self._locked():
-            # The daemon first, so that nothing new is launched; then the code server, whose children are the runs.
-            order = (self._daemon, self._code_server, self._webserver)
-            return [process.name for process in order if process.end()]
+            # The daemon first, so that nothing new is launched. The runs are children of the code server.
+            stopped = [self._daemon] if self._daemon.terminate() else []
+            self._daemon.end()
+            stopped += [process for process in (self._code_server, self._webserver) if process.terminate()]
+            self._code_server.end()
+            self._webserver.end()
+        return [process.name for process in stopped]
 
     def states(self) -> list[ProcessState]:
         """Each process as it is now, in the order they start."""

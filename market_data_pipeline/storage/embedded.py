@@ -358,7 +358,7 @@ class EmbeddedPostgres:
         if not orphans:
             return
         # They notice the death by themselves within moments, unless one is deep in a query.
-        for grace_seconds, number in ((2.0, signal.SIGQUIT), (5.0, signal.SIGKILL), (5.0, None)):
+        for grace_seconds, number in ((0.5, signal.SIGQUIT), (5.0, signal.SIGKILL), (5.0, None)):
             _, orphans = psutil.wait_procs(orphans, timeout=grace_seconds)
             if number is not None:
                 for orphan in orphans:
@@ -423,7 +423,10 @@ class EmbeddedPostgres:
         )
 
     def _answers(self) -> bool:
-        # The database market_data is the last thing a first start creates. A stranger on our port fails the password.
+        # The process first: where it is gone, its port may be a stranger's, who lets us wait for an answer.
+        if self._postmaster() is None:
+            return False
+        # The database market_data is the last thing a first start creates.
         try:
             self._connect(DATABASE).close()
         except (psycopg2.OperationalError, FileNotFoundError, NotADirectoryError, ValueError):
