@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import SecretStr
 
 from market_data_pipeline.domain.candles import Interval
@@ -52,11 +51,12 @@ class World:
         interval: Interval = Interval.M1,
         first: date = MONDAY,
         last: date = FRIDAY,
-        **how: bool,
+        *,
+        refetch: bool = False,
     ) -> list[StretchReport]:
         """Run the use-case over whole ranges."""
         stretches = [Stretch(instrument, first, last) for instrument in instruments]
-        return list(ingest_candles(stretches, interval, pipeline=self.pipeline, **how))
+        return list(ingest_candles(stretches, interval, pipeline=self.pipeline, refetch=refetch))
 
     def stored(
         self, instrument: Instrument, interval: Interval = Interval.M1, *, as_of: datetime | None = None
@@ -133,4 +133,5 @@ def expected_opens(
     interval: Interval = Interval.M1, first: date = MONDAY, last: date = FRIDAY, calendar: str = "XNYS"
 ) -> list[int]:
     """The grid, as epoch seconds."""
-    return np.asarray(trading_calendar(calendar).expected_opens(interval, first, last).opened_at).tolist()
+    opens: list[int] = trading_calendar(calendar).expected_opens(interval, first, last).opened_at.tolist()
+    return opens

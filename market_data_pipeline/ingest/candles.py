@@ -121,7 +121,7 @@ class _Work:
 
 def _share(window: slice, places: slice) -> float:
     """How much of a window's sessions lie in ``places``."""
-    overlap = min(window.stop, places.stop) - max(window.start, places.start)
+    overlap: int = min(window.stop, places.stop) - max(window.start, places.start)
     return max(overlap, 0) / (window.stop - window.start)
 
 
@@ -240,9 +240,7 @@ class _Ingest:
             job.failure = f"not asked: {known_bad or self._stopped}"
             done.append(job)
             return
-        request = BarsRequest(
-            instrument.name_at(self._pipeline.provider.name), self._interval, job.window.start, job.window.end
-        )
+        request = BarsRequest(instrument.name_at(self._pipeline.provider.name), self._interval, job.window.start, job.window.end)
         job.was_sent = True
         in_flight[pool.submit(self._pipeline.provider.fetch_bars, request, now=self._now)] = job
 
@@ -337,9 +335,7 @@ class _Ingest:
                 for index, (_, judged) in enumerate(answered)
                 if len(judged.refused.columns)
             ],
-            actions=[
-                (symbol_ids[index], index, action) for index, (_, judged) in enumerate(answered) for action in judged.actions
-            ],
+            actions=[(symbol_ids[index], index, action) for index, (_, judged) in enumerate(answered) for action in judged.actions],
             float32_prices=any(judged.float32_prices for _, judged in answered),
         )
 

@@ -157,9 +157,7 @@ def _entry(cells: Mapping[str, str], line: int, reading: _Reading) -> UniverseEn
     active_from = this.judged("active_from", _date)
     active_to = this.judged("active_to", _date)
     an_alias = _matching(_ALIAS, "a name of up to 64 letters, digits and ^ . = / : & $ + _ -")
-    aliases = {
-        column: alias for column in cells if column.startswith(ALIAS_PREFIX) and (alias := this.judged(column, an_alias))
-    }
+    aliases = {column: alias for column in cells if column.startswith(ALIAS_PREFIX) and (alias := this.judged(column, an_alias))}
     if active_from and active_to and active_from > active_to:
         reading.problem(line, f"active_from {active_from} is after active_to {active_to}")
     for column, value in (("symbol", symbol), *aliases.items()):

@@ -11,6 +11,8 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.ingest.coverage import coverage_report, gap_windows
+from market_data_pipeline.ingest.derive import derive_candles
+from market_data_pipeline.ingest.report import Stretch
 from market_data_pipeline_tests.world import FRIDAY, MONDAY, SATURDAY, World, a_world, expected_opens, withdraw_bar, write_bars
 
 if TYPE_CHECKING:
@@ -184,6 +186,19 @@ def test_sessions_before_the_listing_are_not_listed_and_not_asked_for(world: Wor
 def test_a_derived_interval_cannot_be_fetched(world: World) -> None:
     with pytest.raises(InvalidInputError, match="5m"):
         world.ingest(world.load("AAPL"), Interval.M5)
+
+
+def test_derived_bars_follow_the_minutes_and_wait_for_those_that_are_missing(world: World) -> None:
+    [aapl, thin] = world.load("AAPL", "THIN")
+    world.ingest([aapl, thin])
+    stretches = [Stretch(instrument, MONDAY, FRIDAY) for instrument in (aapl, thin)]
+    reports = {r.stretch.instrument.symbol: r for r in derive_candles(stretches, Interval.M5, pipeline=world.pipeline)}
+    assert reports["AAPL"].verdicts[Verdict.PRESENT] == reports["AAPL"].inserted == 390
+    # Every five minutes one of THIN's is unresolved, except where the first of the session was kept for its edges.
+    assert reports["THIN"].verdicts[Verdict.PRESENT] < 20
+    again = list(derive_candles(stretches, Interval.M5, pipeline=world.pipeline))
+    assert [report.inserted for report in again] == [0, 0]
+    assert sum(again[0].verdicts.values()) == 390
 
 
 def test_coverage_adds_up_to_the_grid_and_gaps_are_exactly_what_is_missing(world: World) -> None:
