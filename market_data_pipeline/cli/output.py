@@ -19,11 +19,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 # What fits on two screens. Whoever wants all rows of a long table wants a file or a pipe: csv and json are never cut.
 MOST_ROWS = 60
 _LEFT_OUT = "…"
+# Our enumerations are strings, and so are the keys made of them; orjson wants to be told.
+JSON = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 def print_json(value: object) -> None:
     """``value`` as indented JSON on standard output; dates and instants as ISO 8601."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY, default=str).decode())
+    click.echo(orjson.dumps(value, option=JSON, default=str).decode())
 
 
 def print_table(
