@@ -1,4 +1,4 @@
-"""Every error this project raises by name. Each leaf answers one question: would trying again help?"""
+"""Every error this project raises, by name: each leaf answers whether trying again would help."""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ class _Work:
 def _share(window: slice, places: slice) -> float:
     """How much of a window's sessions lie in ``places``."""
     overlap: int = min(window.stop, places.stop) - max(window.start, places.start)
-    return max(overlap, 0) / (window.stop - window.start)
+    length: int = window.stop - window.start
+    return max(overlap, 0) / length
 
 
 def ingest_candles(
