@@ -55,6 +55,10 @@ class Answer:
     silent: Sequence[int] = ()
     due: Sequence[int] | None = None
 
+    def but(self, bars: Mapping[int, Bar | float]) -> Answer:
+        """The same answer with other values in some slots."""
+        return replace(self, bars={**self.bars, **bars})
+
 
 def full(symbol_id: int, session: date, price: float = 10.0, *, slots: int = 5) -> Answer:
     """An answer with every bar of the session: ``price`` and a cent more each slot."""
