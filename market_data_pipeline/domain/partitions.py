@@ -154,11 +154,12 @@ class Periods:
 
         On a day that is closed, that is the next session's: Dagster's ``end_offset`` counts only windows that are not excluded.
         """
-        today = day_in_the_east(now)
-        running = period_start(max(today, self.start), self.grain)
+        running = period_start(day_in_the_east(now), self.grain)
+        if running < period_start(self.start, self.grain):
+            return []
         while self.is_closed(running):
             running += timedelta(days=1)
-        return self.keys(self.start, running) if running >= self.start else []
+        return self.keys(self.start, running)
 
 
 @dataclass(frozen=True, slots=True)

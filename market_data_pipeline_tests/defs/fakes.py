@@ -1,0 +1,155 @@
+"""A workbench without a database: the universe, the clock and what becomes of each stretch are given."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.coverage import LedgerRow, Verdict
+from market_data_pipeline.domain.sessions import trading_calendar
+from market_data_pipeline.domain.universe import Instrument, Tier
+from market_data_pipeline.ingest.report import Stretch, StretchReport
+from market_data_pipeline.storage.heartbeats import Heartbeat
+from market_data_pipeline.storage.ledger import DueGap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from market_data_pipeline.domain.sessions import TradingCalendar
+
+NOW = datetime(2024, 3, 8, 22, 0, tzinfo=UTC)
+
+
+def instrument(symbol: str, *, symbol_id: int = 1, calendar: str = "XNYS", tier: Tier = Tier.T0) -> Instrument:
+    return Instrument(symbol_id, symbol, exchange=calendar, calendar=calendar, tier=tier)
+
+
+def universe(*symbols: str) -> list[Instrument]:
+    return [instrument(symbol, symbol_id=number) for number, symbol in enumerate(symbols, start=1)]
+
+
+def complete(stretch: Stretch, interval: Interval) -> StretchReport:
+    """Every bar came."""
+    del interval
+    return StretchReport(stretch, 390, {Verdict.PRESENT: 390}, inserted=390, requests=1.0, seconds=0.5, provider="fake")
+
+
+def failing(*symbols: str, reason: str = "fake: no answer") -> Callable[[Stretch, Interval], StretchReport]:
+    """The stretches of these symbols get no answer; the others are complete."""
+
+    def outcome(stretch: Stretch, interval: Interval) -> StretchReport:
+        if stretch.instrument.symbol in symbols and interval.source is None:
+            return StretchReport(stretch, 390, {Verdict.MISSING: 390}, provider="fake", failure=reason)
+        return complete(stretch, interval)
+
+    return outcome
+
+
+def due_gap(  # a gap of one session unless told otherwise
+    symbol: str,
+    first: date,
+    last: date | None = None,
+    *,
+    symbol_id: int = 1,
+    interval: Interval = Interval.M1,
+    attempts: int = 1,
+    due_since: datetime = NOW - timedelta(hours=1),
+) -> DueGap:
+    return DueGap(
+        symbol_id=symbol_id,
+        symbol=symbol,
+        calendar="XNYS",
+        interval=interval,
+        first=first,
+        last=last or first,
+        sessions=1,
+        absent=5,
+        attempts=attempts,
+        failures=0,
+        due_since=due_since,
+    )
+
+
+def ledger_row(
+    symbol_id: int, session: date, *, interval: Interval = Interval.M1, present: int = 390, answered: bool = True
+) -> LedgerRow:
+    return LedgerRow(
+        symbol_id=symbol_id,
+        interval=interval,
+        session=session,
+        opens_at=0,
+        closes_at=1,
+        present=np.arange(390) < present,
+        confirmed_empty=np.zeros(390, bool),
+        last_attempt_at=NOW if answered else None,
+    )
+
+
+def beat(run_id: str, *, pid: int = 1, host: str = "here", silent_for: timedelta = timedelta(seconds=5)) -> Heartbeat:
+    return Heartbeat(run_id, host, pid, NOW, NOW, silent_for)
+
+
+@dataclass
+class FakeWorkbench:
+    """Opens itself; keeps what it was asked for."""
+
+    held: Sequence[Instrument] = ()
+    at: datetime = NOW
+    virtual: bool = True
+    outcome: Callable[[Stretch, Interval], StretchReport] = complete
+    gaps: Sequence[DueGap] = ()
+    rows: Sequence[LedgerRow] = ()
+    beats: list[Heartbeat] = field(default_factory=list)
+    asked: list[tuple[Stretch, Interval]] = field(default_factory=list)
+    refetched: list[bool] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def open(self) -> Iterator[FakeWorkbench]:
+        yield self
+
+    def now(self) -> datetime:
+        return self.at
+
+    def is_virtual(self) -> bool:
+        return self.virtual
+
+    def instruments(self, *, active_only: bool) -> Sequence[Instrument]:
+        del active_only
+        return self.held
+
+    def calendar(self, name: str) -> TradingCalendar:
+        return trading_calendar(name)
+
+    def bring_up_to_date(
+        self, stretches: Sequence[Stretch], interval: Interval, *, refetch: bool, run_id: str
+    ) -> Iterator[StretchReport]:
+        del run_id
+        self.refetched.append(refetch)
+        for stretch in reversed(stretches):
+            self.asked.append((stretch, interval))
+            yield self.outcome(stretch, interval)
+
+    def due_gaps(self, *, limit: int) -> Sequence[DueGap]:
+        return self.gaps[:limit]
+
+    def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
+        return [
+            row for row in self.rows if row.symbol_id in symbol_ids and row.interval is interval and first <= row.session <= last
+        ]
+
+    @contextmanager
+    def beating(self, run_id: str) -> Iterator[None]:
+        self.beats.append(beat(run_id))
+        yield
+
+    def heartbeats(self) -> Sequence[Heartbeat]:
+        return self.beats
+
+    def forget_heartbeat(self, run_id: str) -> None:
+        self.forgotten.append(run_id)
