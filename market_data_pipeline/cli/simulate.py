@@ -106,12 +106,12 @@ async def _serve(simulator: Simulator, *, port: int, control_port: int, ready_fi
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with listening(simulator, port=port, control_port=control_port) as addresses:
         line = _announced(addresses, export=export)
-        click.echo(line)
         if ready_file is not None:
             # Renamed into place: who waits for the file must never read half of it.
             part = ready_file.with_name(f"{ready_file.name}.part")
             part.write_text(f"{line}\n", encoding="utf-8")
             part.replace(ready_file)
+        click.echo(line)
         await stopped.wait()
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DAY = 86400
 MINUTE = "1m"
+# From an early close at 13:00 to the end of post-market trading at 20:00 and some more; the next morning is another session's.
+POST_MARKET_SECONDS = 8 * 3600
 PRICES = ("open", "high", "low", "close")
 FIELDS = (*PRICES, "volume")
 INTRADAY_SECONDS = {"1m": 60, "2m": 120, "5m": 300, "15m": 900, "30m": 1800, "60m": 3600, "90m": 5400, "1h": 3600}
@@ -36,8 +38,8 @@ class Profile:
     """How this provider writes what it knows; ``DIR/profile.yaml`` sets it.
 
     ``prices``: float32 sends prices through float32, as Yahoo does; float64 sends what the files hold, digit by digit.
-    ``missing``: omit leaves a minute without a bar out, null sends it as a null bar. ``live_bar``: the form of the bar in progress:
-    A (null bar, then a tick stamped now), B (flat, volume 0), none, or auto (A or B, by seed and symbol).
+    ``missing``: omit leaves a minute without a bar out, nulls sends a null bar for it. ``live_bar`` is the form of the bar in
+    progress: A (null bar, then a tick stamped now), B (flat, volume 0), none, or auto (A or B, by seed and symbol).
     ``delay_seconds``: how long after its end a bar appears. ``thirty_minutes_as_hours``: Yahoo's answer to interval=30m.
     ``gzip``: compress for clients that accept it.
     """
@@ -65,7 +67,7 @@ class Profile:
         delay: object = profile.delay_seconds
         choices: Mapping[str, tuple[object, ...]] = {
             "prices": ("float32", "float64"),
-            "missing": ("omit", "null"),
+            "missing": ("omit", "nulls"),
             "live_bar": ("auto", "A", "B", "none"),
             "thirty_minutes_as_hours": (True, False),
             "gzip": (True, False),
@@ -363,7 +365,8 @@ class Market:
             ends_at = opened_at + SECONDS[interval]
             ends_at = np.where(regular, np.minimum(ends_at, grid.segment_ends_at[segment]), ends_at)
         session = grid.sessions_of(opened_at)
-        leaked = ~regular & grid.is_short[session] & (opened_at >= grid.closes_at[session])
+        since_close = opened_at - grid.closes_at[session]
+        leaked = ~regular & grid.is_short[session] & (since_close >= 0) & (since_close < POST_MARKET_SECONDS)
         appears_us = (ends_at + self.profile.delay_seconds) * 1_000_000
         known_us, told = appears_us, np.zeros(len(opened_at), bool)
         if "known_from" in table:

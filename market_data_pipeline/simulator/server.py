@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gzip
 import itertools
+import os
 import socket
 import struct
 import sys
@@ -22,7 +23,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import h11
 import orjson
 
-from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.errors import InvalidInputError, UnavailableError
 from market_data_pipeline.simulator.clock import instant_of, parse_instant, parse_speed
 from market_data_pipeline.simulator.faults import (
     JSON_TYPE,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.simulator.clock import VirtualClock
     from market_data_pipeline.simulator.market import Market
+
+    _Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 HOST = "127.0.0.1"
 SECRET_PARAMETERS = frozenset({"token", "api_key", "apikey", "crumb", "key", "access_token"})
@@ -239,7 +242,7 @@ async def listening(simulator: Simulator, *, port: int = 0, control_port: int = 
     """Serve on the loopback for the length of the block; 0 lets the system choose a port. Open connections end with the block."""
     connections: set[asyncio.Task[None]] = set()
 
-    def serving(handler: Callable[[Received], Reply]) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    def serving(handler: Callable[[Received], Reply]) -> _Accept:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             if task is not None:
@@ -255,8 +258,12 @@ async def listening(simulator: Simulator, *, port: int = 0, control_port: int = 
 
         return accept
 
-    data = await asyncio.start_server(serving(simulator.answer), HOST, port, backlog=512)
-    control = await asyncio.start_server(serving(simulator.control), HOST, control_port)
+    data = await _listen(serving(simulator.answer), port)
+    try:
+        control = await _listen(serving(simulator.control), control_port)
+    except UnavailableError:
+        data.close()
+        raise
     try:
         yield Addresses(yahoo=_url(data), control=_url(control))
     finally:
@@ -265,6 +272,14 @@ async def listening(simulator: Simulator, *, port: int = 0, control_port: int = 
         for task in tuple(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+
+async def _listen(accept: _Accept, port: int) -> asyncio.Server:
+    try:
+        return await asyncio.start_server(accept, HOST, port, backlog=512)
+    except OSError as refused:
+        reason = os.strerror(refused.errno) if refused.errno else str(refused)
+        raise UnavailableError(f"cannot listen on {HOST}:{port}: {reason}: choose another port, or 0 for a free one") from None
 
 
 def _url(server: asyncio.Server) -> str:

@@ -225,7 +225,7 @@ def answer_chart(market: Market, request: ChartRequest, *, now_us: int, seed: in
     if not request.include_pre_post:
         bars = bars.take(bars.regular | bars.leaked)
     stamps, columns = _columns(bars, market.profile)
-    if market.profile.missing == "null" and interval != "1d":
+    if market.profile.missing == "nulls" and interval != "1d":
         stamps, columns = _with_null_minutes(stamps, columns, grid, SECONDS[interval], start, min(end, now - SECONDS[interval] + 1))
     if len(seen.forming) and start <= seen.forming.opened_at[0] < end:
         form = _live_form(market.profile, seed, request.symbol)
