@@ -10,7 +10,7 @@ import dagster as dg
 
 from market_data_pipeline.defs.materialize import Materializations
 from market_data_pipeline.defs.outcomes import PartitionOutcome, PartitionWork
-from market_data_pipeline.defs.partitions import candle_partitions, partition_key
+from market_data_pipeline.defs.partitions import candle_partitions, materialization
 from market_data_pipeline.defs.workbench import OpensWorkbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.coverage import Verdict
@@ -88,22 +88,18 @@ def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefini
     ) -> Iterator[dg.MaterializeResult[Any]]:
         cells = [Cell.parse(key) for key in context.partition_keys]
         intervals = [interval for interval in family(fetched) if asset_key(interval) in context.selected_asset_keys]
-        with workbenches.open() as workbench, workbench.beating(context.run_id), Materializations(context) as done:
+        with workbenches.open() as workbench, workbench.beating(context.run.run_id), Materializations(context) as done:
             instruments = workbench.instruments(active_only=False)
             work = PartitionWork.of(cells, plan, plan.periods(fetched), instruments, now=workbench.now())
             for interval in intervals:
-                reports = workbench.bring_up_to_date(work.stretches, interval, refetch=config.refetch, run_id=context.run_id)
+                reports = workbench.bring_up_to_date(work.stretches, interval, refetch=config.refetch, run_id=context.run.run_id)
                 for outcome in work.outcomes(reports):
-                    done.add(_materialization(interval, outcome))
+                    done.add(materialization(asset_key(interval), outcome.cell, _metadata(outcome)))
         _fail_for(work)
         # All was said by events, partition by partition. A result would count as every partition of the run.
         yield from ()
 
     return candles
-
-
-def _materialization(interval: Interval, outcome: PartitionOutcome) -> dg.AssetMaterialization:
-    return dg.AssetMaterialization(asset_key(interval), partition=partition_key(outcome.cell), metadata=_metadata(outcome))
 
 
 def _metadata(outcome: PartitionOutcome) -> Mapping[str, int | float | str]:

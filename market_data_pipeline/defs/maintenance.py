@@ -11,7 +11,7 @@ import dagster as dg
 
 from market_data_pipeline.defs.candles import asset_key
 from market_data_pipeline.defs.materialize import report_runless
-from market_data_pipeline.defs.partitions import partition_key, symbols_in_order
+from market_data_pipeline.defs.partitions import materialization, symbols_in_order
 from market_data_pipeline.defs.tags import CAUSE, FINISHED, PRUNE, RECONCILE
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import Interval
@@ -76,7 +76,7 @@ def reconcile_job(plan: PartitionPlan) -> dg.JobDefinition:
                 count = report_runless(
                     context.instance,
                     (
-                        dg.AssetMaterialization(key, partition=partition_key(found.cell), metadata=found.as_metadata())
+                        materialization(key, found.cell, found.as_metadata())
                         for found in settled
                         if found.cell.key not in shown and found.cell.symbol in known
                     ),

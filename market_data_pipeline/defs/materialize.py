@@ -61,7 +61,7 @@ class Materializations:
             for materialization in waiting:
                 self.context.log_event(materialization)
         else:
-            _report(self.context.instance, self.context.run_id, [self._event(m) for m in waiting])
+            _report(self.context.instance, self.context.run.run_id, [self._event(m) for m in waiting])
         self._reported_at = self.monotonic()
 
     def _event(self, materialization: dg.AssetMaterialization) -> DagsterEvent:
