@@ -1,0 +1,42 @@
+"""docs/simulator.md names everything that the simulator understands."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from market_data_pipeline.cli.simulate import sample, simulate
+from market_data_pipeline.simulator.faults import SETTINGS, Match, parse_rules
+from market_data_pipeline.simulator.market import Profile
+
+PAGE = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SETTINGS,
+        *(setting for settings in SETTINGS.values() for setting in settings),
+        *(field.name.removesuffix("_us") for field in fields(Match)),
+        *(field.name for field in fields(Profile)),
+        "probability",
+    ],
+)
+def test_the_page_names_it(name: str) -> None:
+    assert f"`{name}`" in PAGE
+
+
+@pytest.mark.parametrize(
+    "option", [opt for command in (simulate, sample) for p in command.params for opt in p.opts if opt.startswith("--")]
+)
+def test_the_page_names_every_option_but_json(option: str) -> None:
+    assert option in PAGE or option == "--json"
+
+
+def test_the_example_rules_are_rules() -> None:
+    example = PAGE.partition("```yaml\n")[2].partition("```")[0]
+
+    assert [rule.action for rule in parse_rules(yaml.safe_load(example))] == ["status", "missing_minutes"]
