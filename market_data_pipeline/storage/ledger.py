@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 5_000
 # policy (900 s), so a gap just tried and pushed back never passes one that still waits for its first turn.
 HEAD_START_SECONDS = 300
 # What one question looks at: the rows that have been due longest. Enough for many ticks, and the cost of a tick stays bounded.
-ROWS_CONSIDERED = 10_000
+ROWS_CONSIDERED = 5_000
 # Due sessions further apart than this are two gaps even where the ledger has no session between them: nobody asked for those.
 # Five days bridge Easter (Thursday to Tuesday).
 LONGEST_BREAK_DAYS = 5
@@ -86,7 +86,7 @@ with due as materialized (
               else least(c.opens_at + make_interval(secs => c.interval_s), c.closes_at)
          end <= %(now)s - %(settle)s
      and (r.seconds is null or c.closes_at > %(now)s - make_interval(secs => r.seconds))
-   order by c.next_attempt_at
+   order by c.next_attempt_at, u.head_starts, c.symbol_id, c.interval_s, c.session
    limit %(considered)s
 ),
 neighbours as (
@@ -105,13 +105,18 @@ marked as (
 ),
 numbered as (
   select *, sum(begins) over (partition by symbol_id, interval_s order by session) as gap from marked
+),
+gaps as (
+  select symbol_id, interval_s, min(session) as first, max(session) as last, count(*) as sessions, sum(absent) as absent,
+         max(attempts) as attempts, max(failures) as failures, min(next_attempt_at) as due_since, min(turn) as turn
+    from numbered
+   group by symbol_id, interval_s, gap
+   order by min(turn), symbol_id, interval_s, min(session)
+   limit %(limit)s
 )
-select g.symbol_id, u.symbol, u.calendar, g.interval_s, min(g.session), max(g.session), count(*), sum(g.absent),
-       max(g.attempts), max(g.failures), min(g.next_attempt_at)
-  from numbered g join symbol_universe u using (symbol_id)
- group by g.symbol_id, u.symbol, u.calendar, g.interval_s, g.gap
- order by min(g.turn), g.symbol_id, g.interval_s, min(g.session)
- limit %(limit)s
+select g.symbol_id, u.symbol, u.calendar, g.interval_s, g.first, g.last, g.sessions, g.absent, g.attempts, g.failures, g.due_since
+  from gaps g join symbol_universe u using (symbol_id)
+ order by g.turn, g.symbol_id, g.interval_s, g.first
 """
 
 _TOTALS = """
