@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from market_data_pipeline.domain.errors import ConfigurationError, DatabaseUnreachableError
+from market_data_pipeline.domain.errors import ConfigurationError
 from market_data_pipeline.domain.sessions import parse_overrides, trading_calendar
 from market_data_pipeline.ingest.pipeline import Pipeline
 from market_data_pipeline.providers.http import HttpClient
@@ -15,9 +15,8 @@ from market_data_pipeline.providers.simulator_clock import SimulatorClock
 from market_data_pipeline.providers.yahoo import YahooProvider
 from market_data_pipeline.storage.bulk import CandleWriter
 from market_data_pipeline.storage.candles import CandleReader
-from market_data_pipeline.storage.database import open_engine
+from market_data_pipeline.storage.database import database_url, open_engine
 from market_data_pipeline.storage.derive import CandleDeriver
-from market_data_pipeline.storage.embedded import EmbeddedPostgres
 from market_data_pipeline.storage.ledger import Ledger
 from market_data_pipeline.storage.universe import UniverseStore
 
@@ -50,16 +49,6 @@ class StandingClock:
     def now(self) -> datetime:
         """The instant it stands at."""
         return self._instant
-
-
-def database_url(settings: Settings) -> str:
-    """Where our tables are: MDP_DATABASE_URL, or the embedded server when it runs. Holds a password: never print it."""
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    embedded = EmbeddedPostgres(settings.home)
-    if not embedded.running():
-        raise DatabaseUnreachableError(f"the embedded Postgres under {settings.home} is not running: start it with `mdp up`")
-    return embedded.dsn()
 
 
 def calendars_of(settings: Settings) -> Callable[[str], TradingCalendar]:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _INSTRUMENTS_AT_ONCE = 100
 # A transaction of this many bars keeps the grouping gain (STORAGE.md §2c) without losing much to a crash.
 _BARS_PER_WRITE = 50_000
+# Behind a slow provider answers do not wait longer than this for company: what is stored need not be fetched again.
+_LONGEST_WAIT_SECONDS = 2.0
 
 
 @dataclass(eq=False)
@@ -217,6 +219,7 @@ class _Ingest:
         waiting.reverse()
         in_flight: dict[Future[BarsAnswer], _Job] = {}
         done: list[_Job] = []
+        stored_at = time.monotonic()
         workers = self._pipeline.settings.requests_in_flight
         with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
             try:
@@ -225,10 +228,11 @@ class _Ingest:
                         self._submit(waiting.pop(), pool, in_flight, done)
                     finished, _ = wait(in_flight, return_when=FIRST_COMPLETED) if in_flight else ((), ())
                     done.extend(self._settled(in_flight.pop(future), future) for future in finished)
-                    idle = not (waiting or in_flight)
-                    if idle or sum(len(job.judged.columns) for job in done if job.judged) >= _BARS_PER_WRITE:
+                    waited = time.monotonic() - stored_at >= _LONGEST_WAIT_SECONDS
+                    enough = sum(len(job.judged.columns) for job in done if job.judged) >= _BARS_PER_WRITE
+                    if done and (waited or enough or not (waiting or in_flight)):
                         yield from self._store(done)
-                        done = []
+                        done, stored_at = [], time.monotonic()
             finally:
                 # The reader of our reports stopped early: what has not been sent never is.
                 for future in in_flight:
