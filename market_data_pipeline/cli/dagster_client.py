@@ -11,7 +11,7 @@ import httpx
 from market_data_pipeline.domain.errors import MarketDataError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 # Launching writes a planned event for each partition before it answers: seconds for thousands on stock storage.
@@ -159,11 +159,18 @@ class DagsterClient:
         _expect(answer, "LaunchRunSuccess")
         return str(answer["run"]["runId"])
 
-    def runs(self, *, tags: Mapping[str, str], statuses: Iterable[RunStatus] | None = None) -> list[Run]:
+    def runs(self, *, tags: Mapping[str, str]) -> list[Run]:
         """Every run that carries all of ``tags``, oldest first."""
-        wanted: dict[str, Any] = {"tags": _as_tags(tags)}
-        if statuses is not None:
-            wanted["statuses"] = sorted(statuses)
+        return self._runs({"tags": _as_tags(tags)})
+
+    def run(self, run_id: str) -> Run:
+        """One run as it is now; DagsterRefusedError where it was deleted."""
+        found = self._runs({"runIds": [run_id]})
+        if not found:
+            raise DagsterRefusedError(f"the run {run_id} does not exist any more")
+        return found[0]
+
+    def _runs(self, wanted: Mapping[str, Any]) -> list[Run]:
         found: list[Run] = []
         cursor = None
         while True:

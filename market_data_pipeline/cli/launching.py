@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # The request that a run belongs to, and one giving of that request: the same command after all its runs ended is a new one.
 BACKFILL, BATCH = "mdp/backfill", "mdp/batch"
+# Why a run is there, beside gap, close and maintenance: what dagster.yaml limits concurrency by.
+CAUSE = "mdp/cause"
 # Behind fresh data (10) and gaps (0): a deep backfill may wait (DAGSTER.md §5).
 PRIORITY = "-10"
 POLL_SECONDS = 2.0
@@ -153,6 +155,7 @@ class Launcher:
             RANGE_END: task.box.last.key,
             BACKFILL: self.digest,
             BATCH: self._batch,
+            CAUSE: "backfill",
             "dagster/priority": PRIORITY,
         }
         config = {"ops": {task.op: {"config": {"refetch": True}}}} if self._refetch else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,6 +84,7 @@ def exit_code_of(error: MarketDataError) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mdp` and leave the process with one of the four exit codes."""
+    stdout = sys.stdout
     try:
         code = mdp.main(args=arguments, prog_name="mdp", standalone_mode=False)
     except click.ClickException as wrong:
@@ -96,10 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MarketDataError as error:
         click.echo(f"mdp: {error}", err=True)
         sys.exit(exit_code_of(error))
-    except BrokenPipeError:
-        # The reader of our pipe (`head`) has what it wanted; Python would complain again while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(DONE)
+    except SystemExit:
+        # click ends a command whose reader (`head`) has gone with 1, our "found something wrong", and puts a quiet stream in place
+        # of standard output: that is how to tell.
+        if sys.stdout is not stdout:
+            sys.exit(DONE)
+        raise
     sys.exit(code if isinstance(code, int) else DONE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,18 @@ def print_table(
     for row in tail:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     # A pipe has no width: 80 columns would fold every row for the program that reads it.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _Console(width=None if sys.stdout.isatty() else 200).print(table)
     hidden = len(rows) - len(head) - len(tail)
     if hidden:
         note(f"{len(rows):,} rows, {hidden:,} of them not shown: --json prints all")
+
+
+class _Console(Console):
+    """Leaves a closed pipe to ``main``, as click does; rich would end the process itself, with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Say it as the system said it."""
+        raise BrokenPipeError(errno.EPIPE, "the reader has gone")
 
 
 def note(text: str) -> None:
@@ -59,9 +68,7 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _ends(
-    rows: Sequence[Mapping[str, Any]], most: int | None
-) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+def _ends(rows: Sequence[Mapping[str, Any]], most: int | None) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
     if most is None or len(rows) <= most:
         return rows, ()
     return rows[: most - most // 2], rows[len(rows) - most // 2 :]

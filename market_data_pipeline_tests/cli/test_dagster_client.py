@@ -54,7 +54,7 @@ def test_the_client_speaks_to_the_webserver_we_install(webserver: Webserver) -> 
         good = ended(client, {"mdp/backfill": "good"})
         assert (good.run_id, good.job, good.status, good.materialized) == (run_id, "candles_1h", RunStatus.SUCCESS, 6)
         assert good.tags[RANGE_END] == "2024-12-04|IBM"
-        assert client.runs(tags={"mdp/backfill": "good"}, statuses=[RunStatus.FAILURE]) == []
+        assert client.run(run_id) == good
 
         config = {"ops": {"fetch_candles_1h": {"config": {"refetch": True}}}}
         client.launch(where, "candles_1h", tags=box | {"mdp/backfill": "bad"}, config=config)
