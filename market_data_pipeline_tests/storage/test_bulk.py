@@ -337,7 +337,7 @@ def contents(store: Store, symbol_id: int) -> list[list[tuple[Any, ...]]]:
     """All that the tables say of a symbol, but for its own number and the numbers of fetches."""
     bars = "interval_s, opened_at, open, high, low, close, volume, vwap, trades, provider, flags"
     return [
-        store.rows(f"select {columns} from {table} where symbol_id = :s order by 1, 2, 3", s=symbol_id)  # noqa: S608 - names here
+        store.rows(f"select {columns} from {table} where symbol_id = :s order by {columns}", s=symbol_id)  # noqa: S608 - names here
         for table, columns in (
             ("candles_intraday", f"{bars}, as_of"),
             ("candle_revisions", f"{bars}, known_from, known_to"),
@@ -352,6 +352,15 @@ def test_under_a_clock_that_stands_still_two_changes_are_two_states_of_knowledge
 
     assert [report.known_at for report in reports] == [at(0), at(0.000001), at(0.000002)]
     assert [store.closes(as_of=report.known_at)[opened_at(MONDAY, 0)] for report in reports] == [10.0, 11.0, 12.0]
+
+
+def test_under_a_clock_that_stands_still_a_bar_that_came_later_was_not_known_before(store: Store) -> None:
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0}), known_at=at(0))
+
+    report = store.write(Answer(store.aapl, MONDAY, {1: 10.0}), known_at=at(0))
+
+    assert report.known_at == at(0.000001)
+    assert list(store.closes(as_of=at(0))) == [opened_at(MONDAY, 0)]
 
 
 def test_knowledge_does_not_run_backwards_with_the_clock(store: Store) -> None:
@@ -468,6 +477,16 @@ def test_an_answer_on_another_grid_than_the_ledgers_is_refused_by_name(store: St
 
     with pytest.raises(InvalidInputError, match=r"2024-03-04: the ledger expects 5 bars .* the answer 3 .*reconcile"):
         store.write(full(store.aapl, MONDAY, slots=3))
+
+    assert store.tuples() == stored
+
+
+def test_asking_again_about_a_complete_session_dirties_nothing_even_where_the_answer_lacks_a_bar(store: Store) -> None:
+    store.write(full(store.aapl, MONDAY))
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0}))
+    stored = store.tuples()
+
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0}), now=LATER + timedelta(days=1))
 
     assert store.tuples() == stored
 
