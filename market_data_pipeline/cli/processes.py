@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -68,7 +68,7 @@ class PidFile:
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """One process as `mdp status` shows it. ``state`` is running, starting (alive, does not answer yet) or stopped."""
+    """One process as `mdp status` shows it. ``state`` is running, starting (alive, does not answer yet), failed or stopped."""
 
     name: str
     state: str
@@ -349,12 +349,12 @@ class DagsterStack:
 
     def states(self) -> list[ProcessState]:
         """Each process as it is now, in the order they start."""
-        answers = {
-            self._code_server.name: _accepts(self._code_server.recorded()),
-            self._webserver.name: self._ask("{ __typename }") is not None,
-            self._daemon.name: True,
-        }
-        return [self._state(process, answers=answers[process.name]) for process in self._all]
+        data = self._ask(_READY)
+        code_server = self._state(self._code_server, answers=_accepts(self._code_server.recorded()))
+        problem = location_error(data) if data else None
+        if problem and code_server.state == "running":
+            code_server = replace(code_server, state="failed", note=f"the definitions do not load: {problem}")
+        return [code_server, self._state(self._webserver, answers=data is not None), self._state(self._daemon, answers=True)]
 
     def outdated(self) -> bool:
         """Whether something runs that was started with other MDP_* variables than those of now."""
@@ -402,39 +402,33 @@ class DagsterStack:
             return int(probe.getsockname()[1])
 
     def _webserver_address(self) -> tuple[str, int]:
-        parts = urlsplit(self._settings.dagster_url)
+        given = self._settings.dagster_url
+        try:
+            parts = urlsplit(given)
+            port = parts.port or 80
+        except ValueError as wrong:
+            raise ConfigurationError(
+                f"MDP_DAGSTER_URL: {given!r} is no address ({wrong}): expected http://127.0.0.1:PORT"
+            ) from None
         if parts.hostname not in LOOPBACK or parts.scheme != "http":
             raise ConfigurationError(
-                f"MDP_DAGSTER_URL: {self._settings.dagster_url!r} is not an http:// address of this machine, so `mdp up` cannot"
-                " start the webserver there: expected http://127.0.0.1:PORT, or use `mdp up --no-dagster`"
+                f"MDP_DAGSTER_URL: {given!r} is not an http:// address of this machine, so `mdp up` cannot start the webserver there:"
+                " expected http://127.0.0.1:PORT, or use `mdp up --no-dagster`"
             )
         if parts.path:
-            raise ConfigurationError(f"MDP_DAGSTER_URL: {self._settings.dagster_url!r} has a path: expected http://127.0.0.1:PORT")
-        return str(parts.hostname), parts.port or 80
+            raise ConfigurationError(f"MDP_DAGSTER_URL: {given!r} has a path: expected http://127.0.0.1:PORT")
+        return str(parts.hostname), port
 
     def _wait_until_it_works(self) -> None:
-        self._wait_for(lambda: self._ask(_READY) is not None, *self._all)
         self._wait_for(self._is_ready, *self._all)
-        failed = self._location_error()
-        if failed:
-            raise UnavailableError(f"Dagster runs, but the definitions did not load:\n{failed}")
+        data = self._ask(_READY)
+        problem = location_error(data) if data else None
+        if problem:
+            raise UnavailableError(f"Dagster runs, but its definitions do not load: {problem} (see {self._code_server.log})")
 
     def _is_ready(self) -> bool:
         data = self._ask(_READY)
-        if data is None:
-            return False
-        entries = data["workspaceOrError"].get("locationEntries", [])
-        daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
-        loaded = bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
-        return loaded and all(daemon["healthy"] for daemon in daemons if daemon["required"])
-
-    def _location_error(self) -> str | None:
-        data = self._ask(_READY) or {"workspaceOrError": {}}
-        for entry in data["workspaceOrError"].get("locationEntries", []):
-            problem = entry["locationOrLoadError"] or {}
-            if problem.get("__typename") == "PythonError":
-                return str(problem["message"]).strip()
-        return None
+        return data is not None and is_ready(data)
 
     def _wait_for(self, happened: Callable[[], bool], *watched: BackgroundProcess) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -472,11 +466,35 @@ _READY = """
 query Ready {
   workspaceOrError {
     ... on Workspace {
-      locationEntries { name loadStatus locationOrLoadError { __typename ... on PythonError { message } } }
+      locationEntries { name loadStatus locationOrLoadError { __typename ... on PythonError { message causes { message } } } }
     }
   }
   instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } }
 }"""
+
+
+def is_ready(answer: Mapping[str, Any]) -> bool:
+    """Whether the webserver has heard from the code server, good or bad, and every daemon that must beat does."""
+    entries = answer["workspaceOrError"].get("locationEntries", [])
+    # Right after the code server was started again, the webserver still holds the error of not finding the old one.
+    heard = bool(entries) and all(entry["loadStatus"] == "LOADED" and not _is_unreachable(entry) for entry in entries)
+    return heard and all(
+        daemon["healthy"] for daemon in answer["instance"]["daemonHealth"]["allDaemonStatuses"] if daemon["required"]
+    )
+
+
+def location_error(answer: Mapping[str, Any]) -> str | None:
+    """Why the definitions do not load: the deepest cause, since Dagster wraps what our code raised. None where they do."""
+    for entry in answer["workspaceOrError"].get("locationEntries", []):
+        problem = entry["locationOrLoadError"] or {}
+        if problem.get("__typename") == "PythonError":
+            causes = [problem, *problem["causes"]]
+            return " ".join(str(causes[-1]["message"]).split())
+    return None
+
+
+def _is_unreachable(entry: Mapping[str, Any]) -> bool:
+    return "DagsterUserCodeUnreachableError" in str((entry["locationOrLoadError"] or {}).get("message"))
 
 
 def dagster_version() -> str:
