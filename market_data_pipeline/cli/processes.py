@@ -322,6 +322,8 @@ class DagsterStack:
             if self._code_server.find() is None:
                 self._start_code_server(environment)
                 started.append(self._code_server.name)
+                # A webserver that ran already still shows what the code server before this one said.
+                self._ask(_RELOAD, seconds=START_SECONDS)
             workspace = ["-w", str(self._workspace())]
             if self._webserver.find() is None:
                 _refuse_taken_port(host, port)
@@ -412,19 +414,26 @@ class DagsterStack:
             ) from None
         if parts.hostname not in LOOPBACK or parts.scheme != "http":
             raise ConfigurationError(
-                f"MDP_DAGSTER_URL: {given!r} is not an http:// address of this machine, so `mdp up` cannot start the webserver there:"
-                " expected http://127.0.0.1:PORT, or use `mdp up --no-dagster`"
+                f"MDP_DAGSTER_URL: {given!r} is not an http:// address of this machine, so `mdp up` cannot start the webserver"
+                " there: expected http://127.0.0.1:PORT, or use `mdp up --no-dagster`"
             )
         if parts.path:
             raise ConfigurationError(f"MDP_DAGSTER_URL: {given!r} has a path: expected http://127.0.0.1:PORT")
         return str(parts.hostname), port
 
     def _wait_until_it_works(self) -> None:
+        problem = self._problem()
+        if problem:
+            # It may have been mended since the code server read it.
+            self._ask(_RELOAD, seconds=START_SECONDS)
+            problem = self._problem()
+        if problem:
+            raise UnavailableError(f"Dagster runs, but its definitions do not load: {problem}. More: {self._code_server.log}")
+
+    def _problem(self) -> str | None:
         self._wait_for(self._is_ready, *self._all)
         data = self._ask(_READY)
-        problem = location_error(data) if data else None
-        if problem:
-            raise UnavailableError(f"Dagster runs, but its definitions do not load: {problem} (see {self._code_server.log})")
+        return location_error(data) if data else None
 
     def _is_ready(self) -> bool:
         data = self._ask(_READY)
@@ -441,11 +450,11 @@ class DagsterStack:
             # Waits for a death, and so no longer than needed.
             psutil.wait_procs([live for process in watched if (live := process.find())], timeout=POLL_SECONDS)
 
-    def _ask(self, query: str) -> dict[str, Any] | None:
+    def _ask(self, query: str, *, seconds: float = 10) -> dict[str, Any] | None:
         """What the webserver answers to a GraphQL query; None while it does not."""
         try:
             url = f"{self._settings.dagster_url}/graphql"
-            response = httpx.post(url, json={"query": query}, timeout=10, trust_env=False)
+            response = httpx.post(url, json={"query": query}, timeout=seconds, trust_env=False)
             data: dict[str, Any] | None = response.json().get("data")
         except (httpx.HTTPError, ValueError, AttributeError):
             return None
@@ -461,6 +470,8 @@ class DagsterStack:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+
+_RELOAD = f'mutation Reload {{ reloadRepositoryLocation(repositoryLocationName: "{CODE_LOCATION}") {{ __typename }} }}'
 
 _READY = """
 query Ready {
