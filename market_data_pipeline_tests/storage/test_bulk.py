@@ -22,7 +22,7 @@ from market_data_pipeline.domain.candles import CandleColumns, Interval
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, InvalidInputError
 from market_data_pipeline.domain.healing import HealingPolicy
 from market_data_pipeline.domain.ports import CorporateAction, RefusedBars
-from market_data_pipeline.storage.bulk import LOCK_BUCKETS, CandleWriter, lock_series, transaction
+from market_data_pipeline.storage.bulk import INTRADAY, LOCK_BUCKETS, CandleWriter, lock_series, transaction
 from market_data_pipeline.storage.candles import CandleReader
 from market_data_pipeline.storage.database import open_engine
 from market_data_pipeline_tests.storage.builders import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.synchronize import Barrier
 
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class that psycopg2 spells in lower case
     from sqlalchemy.engine import Engine
 
     from market_data_pipeline.domain.ports import CandleBatch, WriteReport
@@ -692,6 +693,32 @@ def test_a_stage_left_by_a_failed_batch_does_not_reach_the_next(store: Store) ->
     store.write(Answer(store.aapl, MONDAY, {0: 20.0}))
 
     assert list(store.closes().values()) == [20.0, 10.01, 10.02, 10.03, 10.04]
+
+
+def test_a_stage_begins_without_the_pages_of_a_failed_batch(store: Store) -> None:
+    size = f"select pg_relation_size('{INTRADAY.stage}')"
+    # Each transaction gets the same connection, and so the same stage.
+    with transaction(store.engine) as cursor:
+        INTRADAY.open_stage(cursor)
+    with pytest.raises(psycopg2.errors.DivisionByZero), transaction(store.engine) as cursor:
+        fail_after_staging(cursor)
+    with transaction(store.engine) as cursor:
+        cursor.execute(size)
+        left_behind = cursor.fetchone() or (0,)
+        INTRADAY.open_stage(cursor)
+        cursor.execute(size)
+        assert left_behind > (0,)
+        assert cursor.fetchone() == (0,)
+
+
+def fail_after_staging(cursor: Cursor) -> None:
+    INTRADAY.open_stage(cursor)
+    cursor.execute(
+        f"insert into {INTRADAY.stage}"  # noqa: S608 - a name of the module under test
+        " (symbol_id, interval_s, opened_at, open, high, low, close, volume, fetch_id, as_of, provider)"
+        " select 1, 60, to_timestamp(n), 1, 1, 1, 1, 1, 1, now(), 1 from generate_series(1, 500) n"
+    )
+    cursor.execute("select 1 / 0")
 
 
 def test_a_lost_connection_is_named_and_the_next_write_gets_another(store: Store) -> None:
