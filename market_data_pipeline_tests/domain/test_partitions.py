@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_data_pipeline.domain.candles import Interval
@@ -90,6 +90,7 @@ def test_a_start_after_today_is_refused() -> None:
         planned(start=TODAY + timedelta(days=1))
 
 
+@settings(deadline=None)
 @given(symbols=st.integers(1, 1_500), budget=st.integers(1_500 * 6, 100_000))
 def test_the_grain_is_the_finest_within_the_budget(symbols: int, budget: int) -> None:
     held = planned(symbols=symbols, budget=budget).intervals[Interval.M1]
@@ -256,6 +257,7 @@ def test_a_plan_of_another_version_is_refused() -> None:
 # --- buckets
 
 
+@settings(deadline=None)
 @given(symbol=st.text(st.characters(codec="ascii", categories=["Lu", "Nd"]), min_size=1, max_size=8))
 def test_a_symbol_is_in_one_of_the_buckets(symbol: str) -> None:
     plan = planned(symbols=3_000)
