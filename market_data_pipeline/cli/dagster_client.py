@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+import tenacity
 
 from market_data_pipeline.domain.errors import MarketDataError, UnavailableError
 
@@ -26,12 +27,20 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 WILL_RETRY = "dagster/will_retry"
 
 
+# The webserver keeps a connection for each of Dagster's three storages; one request finds out about each dead one.
+MOST_DEAD_CONNECTIONS = 3
+
+
 class WebserverUnreachableError(UnavailableError):
     """No Dagster webserver answers at the address we were given."""
 
 
 class DagsterRefusedError(MarketDataError):
     """The webserver answered, and its answer is an error. The message is Dagster's own."""
+
+
+class DagsterLostDatabaseError(DagsterRefusedError):
+    """Dagster's database did not answer the webserver: after a restart of Postgres its old connections are dead."""
 
 
 class RunStatus(StrEnum):
@@ -93,6 +102,19 @@ class PartitionKeys:
     symbols: tuple[str, ...]
 
 
+def _refusal(said: str) -> DagsterRefusedError:
+    lost = "OperationalError" in said or "InterfaceError" in said
+    return (DagsterLostDatabaseError if lost else DagsterRefusedError)(said)
+
+
+# For what may be repeated: not for launching.
+_past_dead_connections = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(DagsterLostDatabaseError),
+    stop=tenacity.stop_after_attempt(MOST_DEAD_CONNECTIONS + 1),
+    reraise=True,
+)
+
+
 class DagsterClient:
     """The webserver at ``url``. Methods raise WebserverUnreachableError or DagsterRefusedError; reads may be repeated."""
 
@@ -107,6 +129,7 @@ class DagsterClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._http.close()
 
+    @_past_dead_connections
     def find_job(self, job: str) -> CodeLocation:
         """The code location that defines ``job``; where it failed to load, the message says why."""
         listed = self._ask(_REPOSITORIES)
@@ -126,6 +149,7 @@ class DagsterClient:
         answer = self._ask(_RELOAD, {"name": location}, seconds=LAUNCH_TIMEOUT_SECONDS)["reloadRepositoryLocation"]
         _expect(answer, "WorkspaceLocationEntry")
 
+    @_past_dead_connections
     def partition_keys(self, asset: Sequence[str], *, period: str = "period", symbol: str = "symbol") -> PartitionKeys:
         """The keys of both dimensions of ``asset``, named by its path."""
         answer = self._ask(_PARTITION_KEYS, {"path": list(asset)}, seconds=LAUNCH_TIMEOUT_SECONDS)["assetNodeOrError"]
@@ -133,6 +157,7 @@ class DagsterClient:
         keys = {dimension["name"]: tuple(dimension["partitionKeys"]) for dimension in answer["partitionKeysByDimension"]}
         return PartitionKeys(periods=keys.get(period, ()), symbols=keys.get(symbol, ()))
 
+    @_past_dead_connections
     def add_dynamic_partitions(self, where: CodeLocation, definition: str, keys: Sequence[str]) -> None:
         """Make sure that every key exists. A key that is there already is fine, so repeating it is safe."""
         for first in range(0, len(keys), KEYS_PER_REQUEST):
@@ -170,6 +195,7 @@ class DagsterClient:
             raise DagsterRefusedError(f"the run {run_id} does not exist any more")
         return found[0]
 
+    @_past_dead_connections
     def _runs(self, wanted: Mapping[str, Any]) -> list[Run]:
         found: list[Run] = []
         cursor = None
@@ -182,6 +208,7 @@ class DagsterClient:
                 return sorted(found, key=lambda run: (run.created_at, run.run_id))
             cursor = page[-1].run_id
 
+    @_past_dead_connections
     def failure(self, run_id: str) -> str:
         """Why the run failed, in a line or a few: the first step's own error, or what Dagster says of the run."""
         said = ""
@@ -198,6 +225,7 @@ class DagsterClient:
                 return said or "it ended without saying why"
             cursor = answer["cursor"]
 
+    @_past_dead_connections
     def daemon_is_running(self) -> bool:
         """Whether the daemon that takes runs off the queue has reported lately. True where runs need no queue."""
         instance = self._ask(_DAEMONS)["instance"]
@@ -230,7 +258,7 @@ class DagsterClient:
             )
         if body.get("errors"):
             said = body["errors"][0].get("message", "an error without a message")
-            raise DagsterRefusedError(f"the webserver at {self.url}: {said}")
+            raise _refusal(f"the webserver at {self.url}: {said}")
         data: dict[str, Any] = body["data"]
         return data
 
@@ -244,7 +272,7 @@ def _expect(answer: Mapping[str, Any], *names: str) -> None:
     if answer["__typename"] in names:
         return
     said = answer.get("message") or "; ".join(error["message"] for error in answer.get("errors", ()))
-    raise DagsterRefusedError(f"Dagster refused: {said or answer['__typename']}")
+    raise _refusal(f"Dagster refused: {said or answer['__typename']}")
 
 
 def _run(result: Mapping[str, Any]) -> Run:

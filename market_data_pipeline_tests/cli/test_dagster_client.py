@@ -13,6 +13,7 @@ from market_data_pipeline.cli.dagster_client import (
     RANGE_START,
     CodeLocation,
     DagsterClient,
+    DagsterLostDatabaseError,
     DagsterRefusedError,
     Run,
     RunStatus,
@@ -134,3 +135,30 @@ def test_more_runs_than_a_page_holds_are_all_read() -> None:
         runs = client.runs(tags={"mdp/backfill": "x"})
     assert len(runs) == 450
     assert runs[0].run_id == "run-449"
+
+
+LOST = {"__typename": "PythonError", "message": "sqlalchemy.exc.OperationalError: server closed the connection unexpectedly"}
+
+
+def test_reading_goes_on_past_the_connections_that_died_with_the_database() -> None:
+    answers = iter([LOST, LOST, {"__typename": "Runs", "results": []}])
+    client = client_of(lambda _: httpx.Response(200, json={"data": {"runsOrError": next(answers)}}))
+    assert client.runs(tags={}) == []
+
+
+def test_a_database_that_stays_away_is_said() -> None:
+    client = client_of(lambda _: httpx.Response(200, json={"data": {"runsOrError": LOST}}))
+    with pytest.raises(DagsterLostDatabaseError, match="server closed the connection"):
+        client.runs(tags={})
+
+
+def test_a_launch_is_never_repeated_by_itself() -> None:
+    asked: list[httpx.Request] = []
+
+    def lost(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={"data": {"launchRun": LOST}})
+
+    with pytest.raises(DagsterLostDatabaseError):
+        client_of(lost).launch(CodeLocation("here", "ours"), "candles_1m", tags={})
+    assert len(asked) == 1
