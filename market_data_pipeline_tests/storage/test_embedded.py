@@ -19,7 +19,13 @@ import psycopg2
 import pytest
 
 from market_data_pipeline.domain.errors import DiskError, UnavailableError, UnsupportedServerError
-from market_data_pipeline.storage.embedded import EmbeddedPostgres, binaries_version
+from market_data_pipeline.storage.embedded import (
+    EmbeddedPostgres,
+    binaries_version,
+    copy_installation,
+    installation,
+    service_account,
+)
 from market_data_pipeline_tests.conftest import roomy_memory
 
 if TYPE_CHECKING:
@@ -308,3 +314,24 @@ def test_under_a_directory_for_root_only_the_data_goes_elsewhere_and_no_permissi
 def test_the_server_of_root_runs_as_somebody_else(server: EmbeddedPostgres) -> None:
     server.ensure()
     assert psutil.Process(_pid(server)).uids().effective != 0
+
+
+@as_root
+def test_programs_under_a_directory_for_root_only_are_copied_to_where_the_account_can_run_them(
+    tmp_path: Path, ground: Path
+) -> None:
+    account = service_account()
+    assert account is not None
+    shipped = installation()
+    closed = tmp_path / "site-packages"
+    closed.mkdir(mode=0o700)
+    for part in (shipped, shipped.with_name(f"{shipped.name}.libs")):
+        if part.is_dir():
+            shutil.copytree(part, closed / part.name, symlinks=True)
+    copy = copy_installation(closed / shipped.name, into=ground / "cache", account=account)
+    initdb = [str(copy / "pginstall" / "bin" / "initdb"), "--version"]
+    said = subprocess.run(initdb, user=account.uid, group=account.gid, extra_groups=[], check=True, capture_output=True, text=True)
+    assert said.stdout.startswith("initdb (PostgreSQL)")
+    # Once a version: the second time it is only found.
+    assert copy_installation(closed / shipped.name, into=ground / "cache", account=account) == copy
+    assert [path.name for path in (ground / "cache").iterdir()] == [copy.parent.name]
