@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable, SqliteEventLogStorage
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import pg_url_from_config
+
+from market_data_pipeline.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,19 +43,19 @@ logger = logging.getLogger(__name__)
 class BatchSqliteEventLogStorage(SqliteEventLogStorage):
     """The SQLite event log, one transaction a batch in each of its two files. For dagster.yaml: ``event_log_storage``.
 
-    Config: ``base_dir`` as the stock class, and ``batch_size``.
+    Config: ``base_dir`` as the stock class, DAGSTER_HOME/history/runs where it is left out, and ``batch_size``.
     """
 
     @classmethod
     def config_type(cls) -> Any:  # noqa: ANN401 - Dagster's config schema
         """The stock fields and ours."""
-        return {**_fields(super().config_type()), **_OUR_FIELDS}
+        return {"base_dir": dg.Field(dg.StringSource, is_required=False), **_OUR_FIELDS}
 
     @classmethod
     def from_config_value(cls, inst_data: Any, config_value: Any) -> BatchSqliteEventLogStorage:  # noqa: ANN401 - Dagster's
         """As dagster.yaml says."""
         ask_for_batches(config_value["batch_size"])
-        return cls(inst_data=inst_data, base_dir=config_value["base_dir"])
+        return cls(inst_data=inst_data, base_dir=config_value.get("base_dir") or _stock_directory())
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Store ``events``; in two transactions where they are materialisations of one run."""
@@ -125,6 +128,13 @@ def ask_for_batches(size: int) -> None:
     made spares the operator to set it for webserver, daemon, code server and workers alike, and to find out when one was missed.
     """
     os.environ.setdefault(_BATCH_SIZE_VARIABLE, str(size))
+
+
+def _stock_directory() -> str:
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        raise ConfigurationError("DAGSTER_HOME is not set: expected it, or base_dir in the config of the event log storage")
+    return str(Path(home) / "history" / "runs")
 
 
 def _fields(schema: Any) -> Mapping[str, Any]:  # noqa: ANN401 - Dagster's config schema

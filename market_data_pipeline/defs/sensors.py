@@ -84,7 +84,7 @@ def gap_sensor(plan: PartitionPlan, settings: Settings, jobs: Sequence[Any]) -> 
     @dg.sensor(
         name="gaps",
         jobs=jobs,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=settings.heal_every_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def gaps(
