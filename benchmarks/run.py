@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, each in a process of its own: `make bench`, or `python benchmarks/run.py write_path read_path`."""
+"""Every benchmark, one after the other, each in its own process: `make bench`, or `python benchmarks/run.py write_path read_path`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ NAMES = ("write_path", "batches", "read_path", "orchestration", "parse", "tradin
 def main() -> int:
     """Run the benchmarks that are named, all of them without a name; 1 when one of them failed."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("names", nargs="*", choices=[[], *NAMES], help=f"any of {', '.join(NAMES)}; all by default")
+    arguments.add_argument("names", nargs="*", help=f"any of {', '.join(NAMES)}; all by default")
     names = arguments.parse_args().names or NAMES
+    if unknown := set(names) - set(NAMES):
+        arguments.error(f"no benchmark is called {', '.join(sorted(unknown))}: expected any of {', '.join(NAMES)}")
     failed = [name for name in names if subprocess.run([sys.executable, HERE / f"{name}.py"], check=False).returncode != 0]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
