@@ -52,6 +52,7 @@ START_SECONDS = 600
 STOP_SECONDS = 120
 LOG_TAIL_LINES = 12
 LARGEST_LOG_BYTES = 16 << 20
+SMALLEST_ROOM_BYTES = 1 << 20
 
 DISK_TROUBLE = {
     errno.ENOSPC: "the disk is full",
@@ -309,6 +310,9 @@ class EmbeddedPostgres:
         for phrase, number in DISK_TROUBLE_IN_LOG.items():
             if phrase in text:
                 return DiskError(_disk_message(self._data(), DISK_TROUBLE[number]))
+        # A full disk takes no log either.
+        if shutil.disk_usage(self._data()).free < SMALLEST_ROOM_BYTES:
+            return DiskError(_disk_message(self._data(), DISK_TROUBLE[errno.ENOSPC]))
         return UnavailableError(f"Postgres did not start. {self._log_tail()}")
 
     def _wait_until_it_answers(self) -> None:

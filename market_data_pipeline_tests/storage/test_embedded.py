@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -266,17 +267,43 @@ def test_a_home_that_is_a_file_is_named(tmp_path: Path) -> None:
         EmbeddedPostgres(tmp_path / "home").ensure()
 
 
-@pytest.fixture
-def small_disk(ground: Path) -> Iterator[Path]:
-    """A file system of 12 MB: less than an empty Postgres."""
+@contextmanager
+def _disk(ground: Path, megabytes: int) -> Iterator[Path]:
     where = Path(tempfile.mkdtemp(prefix="disk-", dir=ground))
-    mounted = _system("mount", "-t", "tmpfs", "-o", "size=12m,mode=0755", "tmpfs", str(where), check=False)
+    mounted = _system("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "tmpfs", str(where), check=False)
     if mounted.returncode != 0:
         where.rmdir()
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
     yield where
     _system("umount", str(where))
     where.rmdir()
+
+
+@pytest.fixture
+def small_disk(ground: Path) -> Iterator[Path]:
+    """A file system of 12 MB: less than an empty Postgres."""
+    with _disk(ground, 12) as disk:
+        yield disk
+
+
+@pytest.fixture
+def filled_disk(ground: Path, pristine: Path) -> Iterator[Path]:
+    """A file system with a home on it and no room left."""
+    with _disk(ground, 120) as disk:
+        _system("cp", "-a", str(pristine), str(disk / "home"))
+        with contextlib.suppress(OSError), (disk / "filling").open("wb", buffering=0) as filling:
+            while True:
+                filling.write(bytes(4096))
+        yield disk
+
+
+def test_a_disk_that_filled_up_since_is_said_and_the_data_survives(filled_disk: Path) -> None:
+    server = EmbeddedPostgres(filled_disk / "home", extra_settings=FAST)
+    with pytest.raises(DiskError, match=rf"cannot write {filled_disk}.*: the disk is full\. Make room"):
+        server.ensure()
+    (filled_disk / "filling").unlink()
+    assert _ask(server.ensure(), "select 1") == 1
+    server.stop()
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_made(small_disk: Path) -> None:
