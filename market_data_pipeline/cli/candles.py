@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from market_data_pipeline.cli.output import MOST_ROWS, json_option, note, print_json, print_table
+from market_data_pipeline.cli.output import MOST_ROWS, json_option, note, print_json, print_table, shortest
 from market_data_pipeline.cli.parameters import INSTANT, INTERVAL, MOMENT, SYMBOL, window, written
 from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
 from market_data_pipeline.domain.candles import Interval
@@ -255,7 +255,8 @@ def _bar(columns: CandleColumns, at: int) -> dict[str, float]:
 
 def _changes(was: dict[str, float], became: dict[str, float] | None) -> dict[str, str]:
     if became is None:
-        return {name: f"{value:,.10g} → deleted" for name, value in was.items()}
+        return {name: f"{shortest(value)} → deleted" for name, value in was.items()}
     return {
-        name: f"{value:,.10g}" if became[name] == value else f"{value:,.10g} → {became[name]:,.10g}" for name, value in was.items()
+        name: shortest(value) if became[name] == value else f"{shortest(value)} → {shortest(became[name])}"
+        for name, value in was.items()
     }

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DONE, FOUND_SOMETHING = 0, 1
 SETTLED = "settled %"
+# Thirty symbols in six intervals, and their totals, which are at the end and never cut.
+MOST_LINES = 200
 
 _RANGE = "default: what the ledger has of each symbol"
 start_option = click.option("--start", type=SESSION, help=f"First session; {_RANGE}.")
@@ -101,8 +103,11 @@ def coverage(
     elif not lines:
         note("the ledger has nothing of these symbols yet: fetch some with `mdp backfill`, or give --start and --end")
     else:
-        columns = ["symbol", "interval", "first", "last", "sessions", "expected", *VERDICTS, SETTLED]
-        print_table([*map(_row, lines), *_totals(lines)], columns=columns, title="expected bars by verdict")
+        ranges = {(line.first, line.last) for line in lines}
+        same = len(ranges) == 1
+        title = f"expected bars by verdict, {lines[0].first} to {lines[0].last}" if same else "expected bars by verdict"
+        columns = ["symbol", "interval", *([] if same else ["first", "last"]), "sessions", "expected", *VERDICTS, SETTLED]
+        print_table([*map(_row, lines), *_totals(lines)], columns=columns, title=title, most=MOST_LINES)
         _say_whether_it_adds_up(lines, adds_up=adds_up)
     return DONE if adds_up else FOUND_SOMETHING
 
@@ -184,14 +189,12 @@ def gaps(
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier)
         windows = list(_windows(pipeline, parts(pipeline, instruments, intervals, start=start, end=end)))
         shown = windows if as_json else windows[:limit]
-        why = _reasons(pipeline, instruments, shown) if explain else {}
+        why = _reasons(pipeline, instruments, shown) if explain else []
         now = pipeline.clock.now()
         policy = pipeline.settings.healing_policy
-    rows = [
-        _gap_row(window)
-        | ({"why": why[window.symbol, window.interval], "next": _next(window, now=now, policy=policy)} if explain else {})
-        for window in shown
-    ]
+    rows = [_gap_row(window) for window in shown]
+    for row, window, reason in zip(rows, shown, why, strict=False):
+        row |= {"why": reason, "next": _next(window, now=now, policy=policy)}
     if as_json:
         print_json(rows)
     elif windows:
@@ -235,38 +238,41 @@ def _instant(at: datetime | None) -> str | None:
 
 def _next(window: GapWindow, *, now: datetime, policy: HealingPolicy) -> str:
     """What will be done about the window, in words."""
+    if window.interval.source is not None:
+        return f"computed again when more of its {window.interval.source} is there"
     if window.last_attempt_at is None:
-        return "never asked for: `mdp backfill` asks"
+        return "the next schedule, or `mdp backfill`"
     if window.next_attempt_at is None:
-        return (
-            f"given up after {window.attempts} answers without it (of {policy.give_up_after}): `mdp backfill --refetch` asks again"
-        )
+        given_up = f"given up after {window.attempts} answers without it (MDP_GIVE_UP_AFTER is {policy.give_up_after})"
+        return f"{given_up}: `mdp backfill --refetch` asks again"
     if window.next_attempt_at <= now:
         return "due now: the gap sensor's next tick"
     return f"the gap sensor asks again after {_instant(window.next_attempt_at)}"
 
 
-def _reasons(
-    pipeline: Pipeline, instruments: Sequence[Instrument], windows: Sequence[GapWindow]
-) -> dict[tuple[str, Interval], str]:
-    """Why bars of a symbol and interval are missing: how its last request, or that of its source, ended."""
+def _reasons(pipeline: Pipeline, instruments: Sequence[Instrument], windows: Sequence[GapWindow]) -> list[str]:
+    """Why each window is missing: how the last request for its symbol and interval, or its source, ended."""
     from market_data_pipeline.storage.fetches import FetchStore  # noqa: PLC0415 - only `--explain` needs it
 
     fetches = FetchStore(pipeline.engine)
     ids = {instrument.symbol: instrument.symbol_id for instrument in instruments}
-    reasons = {}
-    for symbol, interval in {(window.symbol, window.interval) for window in windows}:
-        latest = fetches.latest(ids[symbol], interval.source or interval)
-        reasons[symbol, interval] = _reason(latest[0].fetch if latest else None, interval)
-    return reasons
+    latest: dict[tuple[str, Interval], Fetch | None] = {}
+    for window in windows:
+        key = window.symbol, window.interval.source or window.interval
+        if key not in latest:
+            found = fetches.latest(ids[window.symbol], key[1])
+            latest[key] = found[0].fetch if found else None
+    return [_reason(latest[window.symbol, window.interval.source or window.interval], window) for window in windows]
 
 
-def _reason(fetch: Fetch | None, interval: Interval) -> str:
-    source = f"its source {interval.source}: " if interval.source else ""
+def _reason(fetch: Fetch | None, window: GapWindow) -> str:
+    source = f"its {window.interval.source}: " if window.interval.source else ""
     if fetch is None:
         return f"{source}no request was made yet"
-    when = _instant(fetch.started_at)
+    when = f"{fetch.provider} at {_instant(fetch.started_at)}"
     if fetch.outcome != "ok":
-        return f"{source}{fetch.provider} at {when}: {fetch.outcome}, {fetch.error or fetch.status or 'no further word'}"
+        return f"{source}{when}: {fetch.outcome}, {fetch.error or fetch.status or 'no further word'}"
+    if fetch.started_at.timestamp() < window.end:
+        return f"{source}not asked for since it was due; last request: {when}"
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in fetch.dropped.items() if count)
-    return f"{source}{fetch.provider} at {when}: answered without it" + (f" (left out: {dropped})" if dropped else "")
+    return f"{source}{when}: answered without it" + (f" (left out: {dropped})" if dropped else "")

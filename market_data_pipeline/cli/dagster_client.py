@@ -26,7 +26,6 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 # Set by Dagster on a failed run of which it will launch a retry, a run with the same tags otherwise.
 WILL_RETRY = "dagster/will_retry"
 
-
 # The webserver keeps a connection for each of Dagster's three storages; one request finds out about each dead one.
 MOST_DEAD_CONNECTIONS = 3
 

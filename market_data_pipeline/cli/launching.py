@@ -10,6 +10,7 @@ from market_data_pipeline.cli.dagster_client import (
     RANGE_END,
     RANGE_START,
     CodeLocation,
+    DagsterLostDatabaseError,
     Run,
     RunStatus,
     WebserverUnreachableError,
@@ -123,7 +124,8 @@ class Launcher:
         """Look every two seconds until every run has ended, showing each look; the last one is returned.
 
         A run of an earlier command that failed is launched once more: its process may have died with its host. A run of this
-        command that fails is not, because it has just said why. A webserver that does not answer for half a minute is an error.
+        command that fails is not, because it has just said why. A webserver
+        that does not answer for half a minute, or that has lost its database for as long, is an error.
         """
         current, silent = list(launched), 0
         while True:
@@ -133,7 +135,7 @@ class Launcher:
                 current = [replace(one, run=seen.get(one.task.key, one.run)) for one in current]
                 current = [self._again(one) for one in current]
                 silent = 0
-            except WebserverUnreachableError:
+            except (WebserverUnreachableError, DagsterLostDatabaseError):
                 silent += 1
                 if silent > POLLS_WITHOUT_ANSWER:
                     raise

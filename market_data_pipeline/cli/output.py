@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def print_table(
     """
     rows = list(rows)
     head, tail = _ends(rows, most)
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     for column in columns:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -48,6 +49,9 @@ def print_table(
         table.add_row(*(_LEFT_OUT for _ in columns))
     for row in tail:
         table.add_row(*(_cell(row.get(column)) for column in columns))
+    if title:
+        # A line of its own: rich would fold a title to the width of a narrow table.
+        click.secho(title, bold=True)
     # A pipe has no width: 80 columns would fold every row for the program that reads it.
     _Console(width=None if sys.stdout.isatty() else 200).print(table)
     hidden = len(rows) - len(head) - len(tail)
@@ -86,5 +90,24 @@ def _written(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    # Ten digits show every price as quoted and hide the noise of float32 on the wire; volumes stay whole numbers.
-    return f"{value:,.10g}" if isinstance(value, float) else str(value)
+    return shortest(value) if isinstance(value, float) else str(value)
+
+
+def shortest(value: float) -> str:
+    """``value`` in the fewest digits that still mean it, thousands separated.
+
+    Where it is a 32-bit float, as every price of Yahoo's is, in the fewest that still mean that: 138.74 for 138.74000549316406.
+    """
+    if value.is_integer():
+        return f"{value:,.0f}"
+    texts = (f"{value:,.{digits}g}" for digits in range(6, 10))
+    same = (text for text in texts if _as_float32(float(text.replace(",", ""))) == value)
+    return next(same, f"{value:,}")
+
+
+def _as_float32(value: float) -> float | None:
+    try:
+        (narrowed,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return None
+    return float(narrowed)

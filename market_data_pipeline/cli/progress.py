@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from market_data_pipeline.cli.output import note
+from market_data_pipeline.domain.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,9 @@ def progress(count: CountsBars, *, monotonic: Callable[[], float] = time.monoton
         task = display.add_task("", total=None)
 
         def show(launched: Sequence[Launched]) -> None:
-            display.update(task, completed=_done(launched), total=_total(launched), description=f"{_runs(launched)}; {bars.text()}")
+            display.update(
+                task, completed=_done(launched), total=_total(launched), description=f"{_runs(launched)}{bars.text(launched)}"
+            )
 
         yield show
 
@@ -55,12 +58,18 @@ class _Sparingly:
         self._asked_at: float | None = None
         self._text = ""
 
-    def text(self) -> str:
+    def text(self, launched: Sequence[Launched]) -> str:
+        """Empty until the ledger expects something; the last word is always fresh."""
         now = self._monotonic()
-        if self._asked_at is None or now - self._asked_at >= SECONDS_BETWEEN_COUNTS:
+        all_over = all(one.run.is_over for one in launched)
+        if self._asked_at is None or all_over or now - self._asked_at >= SECONDS_BETWEEN_COUNTS:
             self._asked_at = now
-            stored, expected = self._count()
-            self._text = f"{stored:,} of {expected:,} bars stored"
+            try:
+                stored, expected = self._count()
+                self._text = f"; {stored:,} of {expected:,} bars stored" if expected else ""
+            except UnavailableError:
+                # Looking on must not end because the database restarts: the runs decide what becomes of them.
+                self._text = "; the database does not answer"
         return self._text
 
 
@@ -79,7 +88,7 @@ class _Lines:
         now = self._monotonic()
         if ended == self._ended and now - self._said_at < SECONDS_BETWEEN_LINES:
             return
-        line = f"{_done(launched):,} of {_total(launched):,} partitions; {_runs(launched)}; {self._bars.text()}"
+        line = f"{_done(launched):,} of {_total(launched):,} partitions; {_runs(launched)}{self._bars.text(launched)}"
         if line != self._said:
             note(line)
         self._said, self._said_at, self._ended = line, now, ended

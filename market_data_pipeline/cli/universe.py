@@ -193,8 +193,8 @@ def _planning(
 
 
 def _print_load(report: UniverseLoadReport, planning: _Planning) -> None:
-    counts = [{"what": what, "symbols": count} for what, count in _counts(report).items()]
-    print_table(counts, columns=["what", "symbols"], title=f"universe version {report.version_tag}")
+    counts = ", ".join(f"{count:,} {what}" for what, count in _counts(report).items())
+    click.echo(f"universe {report.version_tag}: {counts}")
     for what, symbols in (("added", report.added), ("changed", report.changed), ("deactivated", report.deactivated)):
         if symbols:
             note(f"{what}: {_some(symbols)}")

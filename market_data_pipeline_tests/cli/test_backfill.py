@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from market_data_pipeline_tests.cli.builders import UNIVERSE, universe_file
@@ -52,6 +54,11 @@ def test_derived_intervals_come_with_their_source_and_each_job_once(loaded: Mdp)
 def test_a_tier_and_the_whole_universe_may_be_asked_for(loaded: Mdp) -> None:
     assert sum(int(str(row["partitions"])) for row in dry_run(loaded, "--tier", "T1", "--interval", "1d", *WEEK)) == 10
     assert sum(int(str(row["partitions"])) for row in dry_run(loaded, "--all", "--interval", "1d", *WEEK)) == 15
+
+
+def test_a_holiday_within_the_range_cuts_no_box_in_two(loaded: Mdp) -> None:
+    planned = dry_run(loaded, "--all", "--interval", "1m", "--start", "2024-11-27", "--end", "2024-11-29")
+    assert planned == [{"job": "candles_1m", "from": "2024-11-27|AAPL", "to": "2024-11-29|0700.HK", "partitions": 9}]
 
 
 # Thanksgiving is a session in Hong Kong and not in New York.
@@ -134,7 +141,7 @@ def test_ctrl_c_detaches_and_the_same_command_attaches_again(mdp: Mdp, webserver
     ours = {name: value for name, value in os.environ.items() if not name.startswith("MDP_")}
     environment = {**ours, **mdp.environment, "MDP_DAGSTER_URL": webserver.url}
     command = [sys.executable, "-m", "market_data_pipeline.cli.main", *request]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(command, env=environment, stderr=PIPE, text=True) as first:
         assert first.stderr is not None
         assert "1 runs launched" in first.stderr.readline()
         first.send_signal(signal.SIGINT)
@@ -144,9 +151,11 @@ def test_ctrl_c_detaches_and_the_same_command_attaches_again(mdp: Mdp, webserver
     assert "Traceback" not in said
 
     (in_flight,) = mdp(*request, "--no-wait", "--json", dagster_url=webserver.url).json["runs"]
-    webserver.release.touch()
-    again = mdp(*request, "--json", dagster_url=webserver.url)
-    assert again.code == 0
-    assert "0 runs launched, 1 of an earlier command found again" in again.err
-    (ended,) = again.json["runs"]
+    with subprocess.Popen([*command, "--json"], env=environment, stdout=PIPE, stderr=PIPE, text=True) as again:
+        assert again.stdout is not None
+        assert again.stderr is not None
+        assert "0 runs launched, 1 of an earlier command found again" in again.stderr.readline()
+        webserver.release.touch()
+        (ended,) = orjson.loads(again.stdout.read())["runs"]
+    assert again.returncode == 0
     assert (ended["run_id"], ended["status"], ended["error"]) == (in_flight["run_id"], "SUCCESS", None)

@@ -74,10 +74,12 @@ def test_gaps_are_windows_and_their_presence_is_exit_code_1(stocked: Mdp) -> Non
 
 
 def test_gaps_of_whole_sessions_never_asked_for_are_found_in_a_range(stocked: Mdp) -> None:
-    found = stocked("gaps", "--interval", "1m", "--symbols", "AAPL", "--start", "2024-12-04", "--end", "2024-12-04", "--explain")
-    assert found.code == 1
-    assert "390 bars are missing" in found.out
-    assert "never asked for" in found.out
+    wednesday = ("--interval", "1m", "--start", "2024-12-04", "--end", "2024-12-04")
+    (gap,) = stocked("gaps", "--symbols", "AAPL", *wednesday, "--explain", "--json").json
+    assert (gap["bars"], gap["attempts"], gap["last_attempt_at"]) == (390, 0, None)
+    assert gap["next"] == "the next schedule, or `mdp backfill`"
+    (unknown,) = stocked("gaps", "--symbols", "BRK.B", *wednesday, "--explain", "--json").json
+    assert unknown["why"] == "no request was made yet"
 
 
 def test_explained_gaps_say_how_the_last_request_ended_and_what_is_next(stocked: Mdp) -> None:

@@ -17,6 +17,7 @@ from market_data_pipeline.cli.dagster_client import (
 from market_data_pipeline.cli.launching import BACKFILL, BATCH, Launched, Launcher, Task
 from market_data_pipeline.cli.progress import progress
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.errors import DatabaseUnreachableError
 from market_data_pipeline.domain.partitions import Box, Cell
 
 if TYPE_CHECKING:
@@ -206,17 +207,27 @@ def test_a_run_of_minutes_reports_four_intervals_a_partition(status: RunStatus, 
 
 
 def test_progress_in_a_log_is_a_line_when_a_run_ends_or_ten_seconds_have_passed(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = iter([0.0, 0.0, 1.0, 2.0, 2.0, 30.0, 30.0])
-    counts = iter([(0, 3900), (1950, 3900), (3900, 3900)])
+    clock = iter([0.0, 0.0, 1.0, 11.0, 11.0, 12.0, 12.0])
+    counts = iter([(0, 0), (1950, 3900), (3900, 3900)])
     running = Run("run-1", "candles_1h", RunStatus.STARTED, {}, created_at=0.0, materialized=3)
     over = replace(running, status=RunStatus.SUCCESS, materialized=10)
     with progress(lambda: next(counts), monotonic=lambda: next(clock)) as show:
         show([Launched(task("2024-12-02"), running, is_new=True)])
         show([Launched(task("2024-12-02"), running, is_new=True)])
-        show([Launched(task("2024-12-02"), over, is_new=True)])
+        show([Launched(task("2024-12-02"), running, is_new=True)])
         show([Launched(task("2024-12-02"), over, is_new=True)])
     assert capsys.readouterr().err.splitlines() == [
-        "3 of 10 partitions; runs: 1 started; 0 of 3,900 bars stored",
-        "10 of 10 partitions; runs: 1 success; 0 of 3,900 bars stored",
-        "10 of 10 partitions; runs: 1 success; 1,950 of 3,900 bars stored",
+        "3 of 10 partitions; runs: 1 started",
+        "3 of 10 partitions; runs: 1 started; 1,950 of 3,900 bars stored",
+        "10 of 10 partitions; runs: 1 success; 3,900 of 3,900 bars stored",
     ]
+
+
+def test_a_database_that_restarts_does_not_end_the_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    def away() -> tuple[int, int]:
+        raise DatabaseUnreachableError("the database has gone")
+
+    running = Run("run-1", "candles_1h", RunStatus.STARTED, {}, created_at=0.0, materialized=3)
+    with progress(away, monotonic=lambda: 0.0) as show:
+        show([Launched(task("2024-12-02"), running, is_new=True)])
+    assert "the database does not answer" in capsys.readouterr().err
