@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: Dagster takes the class of a run's config from the annotation itself, not from its text.
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -20,8 +20,9 @@ GROUP = "candles"
 OWNER = "team:market-data"
 # The job of runs that are launched from an asset's page.
 ASSET_JOB = "__ASSET_JOB"
-# More names than this in a failure's text are a wall, not a message; the metadata has the count by reason.
-_NAMED_IN_A_FAILURE = 10
+# More in a failure's text is a wall, not a message; its metadata names more.
+_REASONS_IN_A_FAILURE, _NAMED_IN_A_FAILURE = 5, 3
+_NAMED_IN_METADATA = 1_000
 
 
 class CandlesConfig(dg.Config):
@@ -127,18 +128,26 @@ def _metadata(outcome: PartitionOutcome) -> Mapping[str, int | float | str]:
 def _fail_for(work: PartitionWork) -> None:
     if not work.failures:
         return
-    named = [f"{cell.key}: {reason}" for cell, reason in list(work.failures.items())[:_NAMED_IN_A_FAILURE]]
-    more = len(work.failures) - len(named)
+    by_reason: dict[str, list[str]] = {}
+    for cell, reason in work.failures.items():
+        by_reason.setdefault(reason, []).append(cell.key)
+    reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    said = [f"{_named(keys, _NAMED_IN_A_FAILURE)}: {reason}" for reason, keys in reasons[:_REASONS_IN_A_FAILURE]]
+    more = f"; and {len(reasons) - len(said)} more reasons" if len(reasons) > len(said) else ""
     raise dg.Failure(
-        f"{len(work.failures)} of {len(work.cells)} partitions failed: {'; '.join(named)}" + (f"; and {more} more" if more else ""),
+        f"{len(work.failures)} of {len(work.cells)} partitions failed. {'; '.join(said)}{more}",
         metadata={
             "partitions": len(work.cells),
             "failed": len(work.failures),
-            "reasons": dg.MetadataValue.json(dict(Counter(work.failures.values()).most_common())),
+            "reasons": dg.MetadataValue.json({reason: _named(keys, _NAMED_IN_METADATA) for reason, keys in reasons}),
         },
         # The requests were retried in providers/http.py, for seconds; for hours, the gap sensor asks again.
         allow_retries=False,
     )
+
+
+def _named(keys: Sequence[str], most: int) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _spec(plan: PartitionPlan, interval: Interval) -> dg.AssetSpec:

@@ -101,12 +101,13 @@ def test_when_one_symbol_fails_the_others_are_materialised_and_the_failure_names
     result = run_box(instance, FakeWorkbench(universe(*SYMBOLS), outcome=failing("IBM")), FIRST, Cell("2024-03-01", "MSFT"))
     assert not result.success
     assert instance.get_materialized_partitions(key(Interval.M1)) == {"2024-03-01|AAPL", "2024-03-01|MSFT"}
-    assert failure_of(result) == "1 of 3 partitions failed: 2024-03-01|IBM: fake: no answer"
+    assert failure_of(result) == "1 of 3 partitions failed. 2024-03-01|IBM: fake: no answer"
 
 
-def test_a_failure_of_many_names_ten_and_counts_the_rest(instance: dg.DagsterInstance) -> None:
+def test_a_failure_of_many_for_one_reason_names_three_and_counts_the_rest(instance: dg.DagsterInstance) -> None:
     result = run_box(instance, FakeWorkbench(universe(*SYMBOLS), outcome=failing(*SYMBOLS)), FIRST, LAST)
-    assert failure_of(result).endswith("; and 2 more")
+    assert failure_of(result).startswith("12 of 12 partitions failed. 2024-03-")
+    assert failure_of(result).endswith(" and 9 more: fake: no answer")
 
 
 def test_what_is_derived_from_a_failed_partition_is_not_materialised(instance: dg.DagsterInstance) -> None:
@@ -143,7 +144,7 @@ def test_a_run_shows_that_it_is_alive(instance: dg.DagsterInstance) -> None:
 
 def test_a_symbol_that_the_universe_does_not_know_fails_by_name(instance: dg.DagsterInstance) -> None:
     result = run_box(instance, FakeWorkbench(universe("AAPL", "MSFT")), FIRST, Cell("2024-03-01", "MSFT"))
-    assert failure_of(result) == "1 of 3 partitions failed: 2024-03-01|IBM: IBM is not in the universe"
+    assert failure_of(result) == "1 of 3 partitions failed. 2024-03-01|IBM: IBM is not in the universe"
 
 
 def test_a_period_that_has_not_begun_on_our_clock_is_neither_done_nor_failed(instance: dg.DagsterInstance) -> None:

@@ -1,0 +1,118 @@
+"""Dagster runs on the real thing: a provider process, Postgres, and nothing handed in but settings."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import pytest
+
+from market_data_pipeline.defs.build import build_definitions
+from market_data_pipeline.defs.workbench import Workbenches
+from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.partitions import default_plan
+from market_data_pipeline_tests.world import FRIDAY, MONDAY, World, a_world, expected_opens, write_bars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OPENS = expected_opens()
+SYMBOLS = ["AAPL", "GHOST", "MSFT"]
+PLAN = default_plan()
+
+
+@pytest.fixture
+def world(tmp_path: Path, database_url: str) -> Iterator[World]:
+    data = tmp_path / "data"
+    write_bars(data, "AAPL", Interval.M1, OPENS)
+    # The provider loses ten minutes of MSFT's Wednesday.
+    write_bars(data, "MSFT", Interval.M1, [*OPENS[:900], *OPENS[910:]])
+    with a_world(data, database_url, tmp_path / "home") as world:
+        world.load(*SYMBOLS)
+        yield world
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as opened:
+        opened.add_dynamic_partitions("symbols", SYMBOLS)
+        yield opened
+
+
+def run(world: World, instance: dg.DagsterInstance, job: str = "candles_1m", **tags: str) -> dg.ExecuteInProcessResult:
+    definition = build_definitions(world.settings, PLAN).resolve_job_def(job)
+    return definition.execute_in_process(instance=instance, tags=tags or None, raise_on_error=False)
+
+
+def the_week(first: str = "AAPL", last: str = "MSFT") -> dict[str, str]:
+    return {
+        "dagster/asset_partition_range_start": f"{MONDAY}|{first}",
+        "dagster/asset_partition_range_end": f"{FRIDAY}|{last}",
+    }
+
+
+def shown(instance: dg.DagsterInstance, interval: Interval) -> dict[str, int]:
+    """Materialised partitions by symbol."""
+    keys = instance.get_materialized_partitions(dg.AssetKey(["candles", interval.value]))
+    return {symbol: sum(key.endswith(f"|{symbol}") for key in keys) for symbol in SYMBOLS}
+
+
+def test_a_week_of_three_symbols_in_one_run_stores_what_there_is_and_fails_for_the_one_nobody_knows(
+    world: World, instance: dg.DagsterInstance
+) -> None:
+    result = run(world, instance, **the_week())
+    assert not result.success
+    assert shown(instance, Interval.M1) == {"AAPL": 5, "GHOST": 0, "MSFT": 5}
+    assert shown(instance, Interval.M5) == {"AAPL": 5, "GHOST": 0, "MSFT": 5}
+    aapl, _, msft = world.pipeline.universe.instruments(symbols=SYMBOLS)
+    assert list(world.stored(aapl)) == OPENS
+    assert len(world.stored(msft)) == len(OPENS) - 10
+    assert len(world.stored(aapl, Interval.M5)) == len(OPENS) // 5
+
+
+def test_the_gap_that_is_left_is_asked_for_when_it_is_due(world: World, instance: dg.DagsterInstance) -> None:
+    run(world, instance, **the_week())
+    # A day later: the waits after the first attempt are over.
+    world.simulator.set_now(datetime(2024, 12, 8, 12, tzinfo=UTC))
+    definitions = build_definitions(world.settings, PLAN)
+    context = dg.build_sensor_context(
+        instance=instance, definitions=definitions, resources={"workbenches": Workbenches(world.settings)}
+    )
+    said = definitions.resolve_sensor_def("gaps")(context)
+    assert isinstance(said, list)
+    asked = {
+        (request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"]) for request in said
+    }
+    assert ("2024-12-04|MSFT", "2024-12-04|MSFT") in asked
+    assert not any("AAPL" in start for start, _ in asked)
+
+
+def test_an_instance_that_lost_everything_is_told_by_the_ledger(world: World, instance: dg.DagsterInstance) -> None:
+    run(world, instance, **the_week())
+    with dg.DagsterInstance.ephemeral() as empty:
+        empty.add_dynamic_partitions("symbols", SYMBOLS)
+        run(world, empty, "reconcile")
+        for interval in (Interval.M1, Interval.M5, Interval.M15, Interval.M30):
+            assert shown(empty, interval) == shown(instance, interval)
+
+
+def test_a_run_leaves_the_heartbeat_of_this_process(world: World, instance: dg.DagsterInstance) -> None:
+    result = run(world, instance, **the_week(last="AAPL"))
+    with Workbenches(world.settings).open() as workbench:
+        (heartbeat,) = workbench.heartbeats()
+        assert heartbeat.run_id == result.run_id
+        workbench.forget_heartbeat(heartbeat.run_id)
+        assert workbench.heartbeats() == []
+
+
+def test_a_poll_of_a_running_session_stores_what_there_is_so_far(world: World, instance: dg.DagsterInstance) -> None:
+    world.simulator.set_now(datetime(2024, 12, 6, 15, 0, tzinfo=UTC))
+    definition = build_definitions(world.settings, PLAN).resolve_job_def("poll_candles")
+    config = {"ops": {"poll_running_session": {"config": {"calendar": "XNYS"}}}}
+    result = definition.execute_in_process(instance=instance, run_config=config)
+    [aapl] = world.pipeline.universe.instruments(symbols=["AAPL"])
+    # Half an hour after the open, less what has not settled.
+    assert result.success
+    assert 25 <= len(world.stored(aapl)) <= 30
