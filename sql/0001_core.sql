@@ -63,6 +63,7 @@ create table fetches (
   payload_bytes   int8 not null default 0 check (payload_bytes >= 0),
   payload_sha256  text check (payload_sha256 ~ '^[0-9a-f]{64}$'),
   error           text,
+  attempts        int4 not null default 1 check (attempts >= 0),
   dropped         jsonb not null default '{}',
   run_id          text,
   recorded_at     timestamptz not null default clock_timestamp()

@@ -636,13 +636,13 @@ class _Bars:
 
 RECORD_FETCHES = """
 insert into fetches (provider, symbol_id, interval_s, request, started_at, latency_seconds, outcome, status, rows,
-                     payload_bytes, payload_sha256, error, dropped, run_id)
+                     payload_bytes, payload_sha256, error, attempts, dropped, run_id)
 select provider, symbol_id, interval_s, request, started_at, latency_seconds, outcome, status, rows,
-       payload_bytes, payload_sha256, error, dropped, %s
+       payload_bytes, payload_sha256, error, attempts, dropped, %s
   from unnest(%s::text[], %s::int4[], %s::int4[], %s::text[], %s::timestamptz[], %s::float8[], %s::text[], %s::int4[], %s::int4[],
-              %s::int8[], %s::text[], %s::text[], %s::jsonb[]) with ordinality
+              %s::int8[], %s::text[], %s::text[], %s::int4[], %s::jsonb[]) with ordinality
        as k(provider, symbol_id, interval_s, request, started_at, latency_seconds, outcome, status, rows,
-            payload_bytes, payload_sha256, error, dropped, place)
+            payload_bytes, payload_sha256, error, attempts, dropped, place)
  order by place
 returning fetch_id"""
 
@@ -667,6 +667,7 @@ def record_fetches(cursor: Cursor, fetches: Sequence[Fetch], symbol_ids: Sequenc
             [fetch.payload_bytes for fetch in fetches],
             [fetch.payload_sha256 for fetch in fetches],
             [None if fetch.error is None else _storable(fetch.error) for fetch in fetches],
+            [fetch.attempts for fetch in fetches],
             [json.dumps(dict(fetch.dropped)) for fetch in fetches],
         ),
     )

@@ -26,6 +26,7 @@ from market_data_pipeline.storage.bulk import (
     database_time,
     instant_of,
     lock_series,
+    provider_number,
     read_ledger,
     record_fetches,
     transaction,
@@ -49,8 +50,6 @@ SESSIONS_AT_ONCE = 2_000
 MINUTE = Interval.M1.seconds
 EPOCH = date(1970, 1, 1)
 
-_PROVIDER = "select provider from providers where name = %s"
-_NEW_PROVIDER = "insert into providers (name) values (%s) on conflict (name) do nothing"
 
 # One scan of the minutes' primary key a symbol and segment. A bar is computed only where the ledger has its bit in `complete`, and
 # only from as many minutes as the ledger says are there. Sums are taken in the order of the minutes: another order would round
@@ -344,18 +343,10 @@ class _Derivation:
                 "seconds": seconds,
                 "per_bar": seconds // MINUTE,
                 "learned_at": self.learned_at,
-                "provider": self._provider(),
+                "provider": provider_number(self.cursor, DERIVED),
             },
         )
         return dict(cast("list[tuple[int, int]]", self.cursor.fetchall()))
-
-    def _provider(self) -> int:
-        for attempt in (_PROVIDER, _NEW_PROVIDER, _PROVIDER):
-            self.cursor.execute(attempt, (DERIVED,))
-            found = self.cursor.fetchone() if attempt is _PROVIDER else None
-            if found is not None:
-                return int(found[0])
-        raise AssertionError("a provider that was just inserted is not there")
 
     def _apply(self, started: float) -> dict[int, SessionChange]:
         """Write the staged bars with their provenance: one fetch for each symbol that has any."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LATEST = """
 select f.fetch_id, f.symbol_id, f.run_id, f.recorded_at, f.provider, u.symbol, f.interval_s, f.request, f.started_at,
-       f.latency_seconds, f.outcome, f.status, f.rows, f.payload_bytes, f.payload_sha256, f.error, f.dropped
+       f.latency_seconds, f.outcome, f.status, f.rows, f.payload_bytes, f.payload_sha256, f.error, f.attempts, f.dropped
   from fetches f join symbol_universe u using (symbol_id)
  where f.symbol_id = %(symbol_id)s and f.interval_s = %(interval_s)s
  order by f.recorded_at desc, f.fetch_id desc
@@ -70,6 +70,7 @@ class FetchStore:
                         payload_bytes=row.payload_bytes,
                         payload_sha256=row.payload_sha256,
                         error=row.error,
+                        attempts=row.attempts,
                         dropped=row.dropped,
                     ),
                 )
