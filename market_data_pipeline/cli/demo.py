@@ -78,7 +78,7 @@ def demo(home: Path, *, serve: bool, patience: int) -> int:
         _say(f"sample data: ten symbols, {FIRST} to {LAST}, seed {SEED}")
         _mdp("sample", str(this.data), "--seed", str(SEED), "--start", FIRST, "--end", SAMPLE_END, environment=dict(os.environ))
         environment = stack.enter_context(_stack(this))
-        _mdp("universe", "load", str(this.data / "universe.csv"), environment=environment)
+        _mdp("universe", "load", str(this.data / "universe.csv"), "--start", FIRST, environment=environment)
         _say("fetch: Dagster runs over every symbol, through a provider that loses, throttles, stalls and truncates")
         intervals = ("--interval", "1m", "--interval", "1h", "--interval", "1d")
         _mdp("backfill", "--all", *intervals, "--start", FIRST, "--end", LAST, environment=environment, may_find=True)
