@@ -148,11 +148,13 @@ def _can_batch(events: Sequence[EventLogEntry]) -> bool:
 
 
 @cache
-def missing_names() -> tuple[str, ...]:
+def missing_names(storage: type = SqlEventLogStorage) -> tuple[str, ...]:
     """The private names that this version of Dagster lacks; said once, in the log of the process, when there are any."""
-    missing = tuple(name for name in _LEANS_ON if not hasattr(SqlEventLogStorage, name))
+    missing = tuple(name for name in _LEANS_ON if not hasattr(storage, name))
     if missing:
-        logger.warning("this Dagster has no %s: its event log writes one event at a time, 20-40 ms a partition", missing)
+        logger.warning(
+            "this Dagster's event log has no %s: events are written one by one, at 20-40 ms a partition", ", ".join(missing)
+        )
     return missing
 
 

@@ -104,7 +104,7 @@ def gap_sensor(plan: PartitionPlan, settings: Settings, jobs: Sequence[Any]) -> 
             now=datetime.now(UTC),
         )
         requests = _requests(context.instance, found, settings, room)
-        return requests or dg.SkipReason(f"{len(due)} gaps are due, all of them asked for already" if due else "no gap is due")
+        return requests or dg.SkipReason(f"gaps that are due: {len(due)}, all asked for already" if due else "no gap is due")
 
     return gaps
 
@@ -203,7 +203,7 @@ def janitor_sensor() -> dg.SensorDefinition:
         for record in started:
             reason = left_behind(
                 beats.get(record.dagster_run.run_id),
-                started_for=datetime.now(UTC) - datetime.fromtimestamp(record.start_time or 0.0, UTC),
+                started_for=datetime.now(UTC) - _last_change(record),
                 host=socket.gethostname(),
                 lives=process_lives,
             )
@@ -218,6 +218,11 @@ def janitor_sensor() -> dg.SensorDefinition:
         return dg.SkipReason(f"{ended} of {len(started)} running runs had been left behind and were ended")
 
     return janitor
+
+
+def _last_change(record: dg.RunRecord) -> datetime:
+    # A run that was cancelled before it began has no start.
+    return datetime.fromtimestamp(record.start_time, UTC) if record.start_time else record.update_timestamp
 
 
 def left_behind(beat: Heartbeat | None, *, started_for: timedelta, host: str, lives: Callable[[int, datetime], bool]) -> str | None:

@@ -199,6 +199,15 @@ def test_this_version_of_dagster_has_every_private_name_we_lean_on() -> None:
     assert missing_names() == ()
 
 
+def test_a_dagster_that_lacks_a_name_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Renamed:
+        def store_event_batch(self) -> None: ...
+
+    for _ in range(2):
+        assert "_event_to_row" in missing_names(Renamed)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_batches_of_anything_else_are_stored_one_by_one(tmp_path: Path) -> None:
     storage = BatchSqliteEventLogStorage(str(tmp_path))
     entries = [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,10 +16,11 @@ from market_data_pipeline.defs.build import build_definitions
 from market_data_pipeline.defs.workbench import Workbenches
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.partitions import default_plan
+from market_data_pipeline_tests.defs.instances import BATCHED, sqlite_instance
 from market_data_pipeline_tests.world import FRIDAY, MONDAY, World, a_world, expected_opens, write_bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 OPENS = expected_opens()
@@ -116,3 +121,63 @@ def test_a_poll_of_a_running_session_stores_what_there_is_so_far(world: World, i
     # Half an hour after the open, less what has not settled.
     assert result.success
     assert 25 <= len(world.stored(aapl)) <= 30
+
+
+_WORKER = """
+import sys
+import dagster as dg
+from market_data_pipeline.definitions import defs
+tags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with dg.DagsterInstance.get() as instance:
+    defs().resolve_job_def("candles_1m").execute_in_process(instance=instance, tags=tags)
+"""
+
+
+def test_a_run_whose_process_was_killed_is_ended_by_the_janitor_and_done_by_the_next(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "dagster"
+    with sqlite_instance(home, BATCHED) as instance:
+        instance.add_dynamic_partitions("symbols", SYMBOLS)
+        world.simulator.set_faults([{"match": {"symbol": "MSFT"}, "action": "stall", "seconds": 60}])
+        for name, value in environment_of(world).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("DAGSTER_HOME", str(home))
+        arguments = [part for tag in the_week().items() for part in tag]
+        worker = subprocess.Popen([sys.executable, "-c", _WORKER, *arguments], stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: "MSFT" in str(world.simulator.requests()))
+        finally:
+            worker.kill()
+            worker.wait()
+        world.simulator.set_faults([])
+        (run_,) = instance.get_runs()
+        assert run_.status is dg.DagsterRunStatus.STARTED
+        janitor = build_definitions(world.settings, PLAN).resolve_sensor_def("janitor")
+        janitor(dg.build_sensor_context(instance=instance, resources={"workbenches": Workbenches(world.settings)}))
+        ended = instance.get_run_by_id(run_.run_id)
+        assert ended is not None
+        assert ended.status is dg.DagsterRunStatus.FAILURE
+        run(world, instance, **the_week())
+        assert shown(instance, Interval.M1) == {"AAPL": 5, "GHOST": 0, "MSFT": 5}
+        [aapl] = world.pipeline.universe.instruments(symbols=["AAPL"])
+        assert (list(world.stored(aapl)), world.count("candle_revisions")) == (OPENS, 0)
+
+
+def environment_of(world: World) -> dict[str, str]:
+    assert world.settings.database_url is not None
+    return {
+        "MDP_HOME": str(world.settings.home),
+        "MDP_DATABASE_URL": world.settings.database_url.get_secret_value(),
+        "MDP_CLOCK": world.settings.clock,
+        "MDP_YAHOO_BASE_URL": world.settings.yahoo_base_url,
+        "MDP_HTTP_TIMEOUT_SECONDS": "30",
+    }
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to pass within a minute"
+        pause.wait(0.05)
