@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["market_data_pipeline", "market_data_pipeline.*"]),
     package_data={"market_data_pipeline": ["py.typed"]},
-    # The migrations and the Dagster instance file live at the top of the repository; an installed wheel finds them under sys.prefix.
+    # Migrations and Dagster's instance file live at the top of the repository; an installed wheel finds them under sys.prefix.
     data_files=[
         ("share/market_data_pipeline/sql", sorted(str(p.relative_to(HERE)) for p in (HERE / "sql").glob("*.sql"))),
         ("share/market_data_pipeline", ["dagster.yaml", "workspace.yaml"]),

@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, each in its own process: `make bench`, or `python benchmarks/run.py write_path read_path`."""
+"""Every benchmark, one after the other: `make bench`, or some: `python benchmarks/run.py write_path read_path`."""
 
 from __future__ import annotations
 

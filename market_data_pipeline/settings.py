@@ -32,10 +32,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MDP_", frozen=True, extra="ignore")
 
     home: Path = Field(default=Path(".mdp"), description="Where the embedded Postgres, Dagster's home, logs and plans live.")
-    database_url: SecretStr | None = Field(default=None, description="A Postgres of your own; unset: the embedded one under MDP_HOME.")
+    database_url: SecretStr | None = Field(default=None, description="A Postgres of your own; unset: the embedded one.")
     dagster_url: HttpUrl = Field(default="http://127.0.0.1:3000", description="Where the Dagster webserver answers.")
-    clock: str = Field(default="system", description='"system", an ISO 8601 instant to stand still at, or a simulator\'s control URL.')
-    calendar_overrides: Path | None = Field(default=None, description="CSV of sessions that the calendars do not know (docs/concepts.md).")
+    clock: str = Field(default="system", description='"system", an instant to stand still at, or a simulator\'s control URL.')
+    calendar_overrides: Path | None = Field(
+        default=None, description="CSV of sessions that calendars do not know (docs/concepts.md)."
+    )
     yahoo_base_url: HttpUrl = Field(default=YAHOO_QUERY_URL, description="Base URL of Yahoo's chart host, or of `mdp simulate`.")
     yahoo_user_agent: str = Field(default=BROWSER_USER_AGENT, description="User-Agent sent to Yahoo.")
     http_timeout_seconds: float = Field(default=20.0, gt=0, description="Time-out of one HTTP attempt.")
@@ -47,7 +49,7 @@ class Settings(BaseSettings):
     settle_seconds: int = Field(default=90, ge=0, description="How long after its end a bar is still pending.")
     confirm_after: int = Field(default=3, ge=2, description="Spaced answers without a minute before it is confirmed empty.")
     give_up_after: int = Field(default=6, ge=2, description="Fruitless answers before a gap is no longer asked for.")
-    heal_backoff_seconds: float = Field(default=900.0, ge=0, description="Wait before the second attempt; four times longer each time.")
+    heal_backoff_seconds: float = Field(default=900.0, ge=0, description="Wait before the second attempt; then four times longer.")
     heal_every_seconds: int = Field(default=30, ge=1, description="How often the gap sensor looks.")
     heal_requests_per_tick: int = Field(default=25, ge=1, le=100, description="Most runs that the gap sensor asks for in one tick.")
     partition_budget: int = Field(default=60_000, ge=1, description="Most partitions an asset may have; the grain follows from it.")

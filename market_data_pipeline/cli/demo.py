@@ -18,6 +18,7 @@ import click
 import orjson
 
 from market_data_pipeline.domain.errors import InvalidInputError, MarketDataError, UnavailableError
+from market_data_pipeline.storage.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,6 +191,7 @@ def _clear(this: _Demo) -> None:
         if not (this.home / _MARKER).exists():
             raise InvalidInputError(f"{this.home} holds something else than a demo: name another --home")
         subprocess.run(_command(("down",)), env={**os.environ, "MDP_HOME": str(this.home)}, check=False, stdout=subprocess.DEVNULL)
+        EmbeddedPostgres(this.home).destroy()
         shutil.rmtree(this.home)
     this.home.mkdir(parents=True, exist_ok=True)
     (this.home / _MARKER).touch()

@@ -49,7 +49,7 @@ def test_a_running_session_is_asked_from_a_few_bars_before_the_first_missing_one
 
 
 def test_a_request_never_begins_beyond_the_reach() -> None:
-    now = int(WEEK.starts_at[400]) + MINUTES.reach_seconds  # type: ignore[operator] - this one has a reach
+    now = int(WEEK.starts_at[400]) + 30 * 86400
     wanted = within_reach(WEEK, MINUTES, now)
     assert not wanted[:400].any()
     cut = windows(WEEK, wanted, np.ones(len(wanted), bool), MINUTES, now=now)
