@@ -73,6 +73,7 @@ def parts(
 @intervals_option
 @start_option
 @end_option
+@click.option("--totals", is_flag=True, help="Only the sums over all symbols, one line an interval.")
 @json_option
 def coverage(
     *,
@@ -81,6 +82,7 @@ def coverage(
     intervals: tuple[Interval, ...],
     start: date | None,
     end: date | None,
+    totals: bool,
     as_json: bool,
 ) -> int:
     """Count every expected bar under its verdict, and check that the counts add up to the grid.
@@ -99,7 +101,7 @@ def coverage(
         ]
     adds_up = all(sum(line.counts.values()) == line.expected for line in lines)
     if as_json:
-        print_json([asdict(line) for line in lines])
+        print_json(_totals(lines) if totals else [asdict(line) for line in lines])
     elif not lines:
         note("the ledger has nothing of these symbols yet: fetch some with `mdp backfill`, or give --start and --end")
     else:
@@ -107,7 +109,7 @@ def coverage(
         same = len(ranges) == 1
         title = f"expected bars by verdict, {lines[0].first} to {lines[0].last}" if same else "expected bars by verdict"
         columns = ["symbol", "interval", *([] if same else ["first", "last"]), "sessions", "expected", *VERDICTS, SETTLED]
-        print_table([*map(_row, lines), *_totals(lines)], columns=columns, title=title, most=MOST_LINES)
+        print_table([*(() if totals else map(_row, lines)), *_totals(lines)], columns=columns, title=title, most=MOST_LINES)
         _say_whether_it_adds_up(lines, adds_up=adds_up)
     return DONE if adds_up else FOUND_SOMETHING
 

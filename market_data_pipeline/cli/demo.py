@@ -83,7 +83,7 @@ def demo(home: Path, *, serve: bool, patience: int) -> int:
         _say("fetch: Dagster runs over every symbol, through a provider that loses, throttles, stalls and truncates")
         intervals = ("--interval", "1m", "--interval", "1h", "--interval", "1d")
         _mdp("backfill", "--all", *intervals, "--start", FIRST, "--end", LAST, environment=environment, may_find=True)
-        _mdp("coverage", "--start", FIRST, "--end", LAST, environment=environment)
+        _mdp("coverage", "--totals", "--start", FIRST, "--end", LAST, environment=environment)
         healed = _wait_until_healed(environment, patience)
         _say("what is stored now: one verdict for every expected bar")
         _mdp("coverage", "--start", FIRST, "--end", LAST, environment=environment)

@@ -42,6 +42,15 @@ def test_the_table_has_totals_and_says_that_it_adds_up(stocked: Mdp) -> None:
     assert "99.61" in printed.out
 
 
+def test_totals_are_one_line_an_interval_and_one_over_all(stocked: Mdp) -> None:
+    totals = stocked("coverage", "--totals", "--json").json
+    assert [(line["interval"], line["expected"], line["missing"]) for line in totals] == [
+        ("1m", 780, 3),
+        ("1h", 7, 0),
+        ("all", 787, 3),
+    ]
+
+
 def test_a_range_asked_for_counts_sessions_that_the_ledger_lacks_as_missing(stocked: Mdp) -> None:
     week = ("--start", "2024-12-02", "--end", "2024-12-06")
     (minutes,) = stocked("coverage", "--symbols", "AAPL", "--interval", "1m", *week, "--json").json
