@@ -13,4 +13,5 @@ from market_data_pipeline.storage.partition_plan import plan_path, read_plan
 def defs() -> dg.Definitions:
     """What MDP_* and MDP_HOME/partitions.json say, read now: `mdp universe load` and a reload show a new plan."""
     settings = Settings.from_environment()
-    return build_definitions(settings, read_plan(plan_path(settings.home)))
+    path = plan_path(settings.home)
+    return build_definitions(settings, read_plan(path), in_force=lambda: read_plan(path))

@@ -14,21 +14,33 @@ from market_data_pipeline.defs.workbench import Workbenches
 from market_data_pipeline.domain.partitions import SymbolDimension
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from market_data_pipeline.defs.workbench import OpensWorkbench
     from market_data_pipeline.domain.partitions import PartitionPlan
     from market_data_pipeline.settings import Settings
 
 
-def build_definitions(settings: Settings, plan: PartitionPlan, *, workbenches: OpensWorkbench | None = None) -> dg.Definitions:
-    """The code location. It opens nothing: files, sockets and the database are touched when a run or a tick begins."""
+def build_definitions(
+    settings: Settings,
+    plan: PartitionPlan,
+    *,
+    workbenches: OpensWorkbench | None = None,
+    in_force: Callable[[], PartitionPlan] | None = None,
+) -> dg.Definitions:
+    """The code location. It opens nothing: files, sockets and the database are touched when a run or a tick begins.
+
+    ``in_force`` reads the plan that holds at the time of a tick, where that can be another than ``plan``.
+    """
+    in_force = in_force or (lambda: plan)
     jobs = candle_jobs()
-    sensors = [gap_sensor(plan, settings, jobs), janitor_sensor()]
+    sensors = [gap_sensor(plan, settings, jobs, in_force=in_force), janitor_sensor()]
     if plan.dimension is SymbolDimension.SYMBOL:
         sensors.append(symbols_sensor(plan))
     return dg.Definitions(
         assets=candle_assets(plan),
         jobs=[*jobs, poll_job(), reconcile_job(plan), prune_job(settings)],
-        schedules=[*schedules(plan), prune_schedule()],
+        schedules=[*schedules(plan, in_force=in_force), prune_schedule()],
         sensors=sensors,
         resources={"workbenches": workbenches or Workbenches(settings)},
         # A process a step costs two seconds; our steps use threads where they wait.

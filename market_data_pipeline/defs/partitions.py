@@ -31,6 +31,9 @@ SYMBOLS = "symbols"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 
+# What schedules and sensors say rather than ask for partitions that a run would not find.
+ANOTHER_PLAN = "the partition plan was changed (mdp universe load) after this code location was loaded: reload it"
+
 _CRON = {
     Grain.SESSION: "0 0 * * *",
     Grain.WEEK: "0 0 * * 1",

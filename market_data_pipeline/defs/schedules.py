@@ -3,14 +3,14 @@
 # No `from __future__ import annotations`: Dagster takes the class of an op's config from the annotation itself, not from its text.
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from market_data_pipeline.defs.candles import family, job_name
-from market_data_pipeline.defs.partitions import range_tags, symbols_in_order
+from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbols_in_order
 from market_data_pipeline.defs.tags import CALENDAR, CAUSE, FRESH_FIRST, POLL, PRIORITY, UNFINISHED
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
@@ -39,9 +39,12 @@ class PollConfig(dg.Config):
     calendar: str
 
 
-def schedules(plan: PartitionPlan) -> list[dg.ScheduleDefinition]:
-    """For each calendar of the plan: one schedule a fetched interval after the close, and one that polls minutes."""
-    after_close = [_after_close(plan, hours, fetched) for hours in plan.calendars for fetched in FETCHED_INTERVALS]
+def schedules(plan: PartitionPlan, *, in_force: Callable[[], PartitionPlan]) -> list[dg.ScheduleDefinition]:
+    """For each calendar of the plan: one schedule a fetched interval after the close, and one that polls minutes.
+
+    ``in_force`` reads the plan anew: until the code location is reloaded, it may differ from ``plan``.
+    """
+    after_close = [_after_close(plan, hours, fetched, in_force) for hours in plan.calendars for fetched in FETCHED_INTERVALS]
     return [*after_close, *(_poll(hours) for hours in plan.calendars)]
 
 
@@ -50,7 +53,9 @@ def slug(calendar: str) -> str:
     return re.sub(r"\W+", "_", calendar.lower())
 
 
-def _after_close(plan: PartitionPlan, hours: CalendarHours, fetched: Interval) -> dg.ScheduleDefinition:
+def _after_close(
+    plan: PartitionPlan, hours: CalendarHours, fetched: Interval, in_force: Callable[[], PartitionPlan]
+) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=f"{slug(hours.name)}_{job_name(fetched)}_after_close",
         job_name=job_name(fetched),
@@ -62,6 +67,8 @@ def _after_close(plan: PartitionPlan, hours: CalendarHours, fetched: Interval) -
     def after_close(
         context: dg.ScheduleEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]
     ) -> list[dg.RunRequest] | dg.SkipReason:
+        if not plan.has_the_partitions_of(in_force()):
+            return dg.SkipReason(ANOTHER_PLAN)
         with workbenches.open() as workbench:
             at = workbench.now() if workbench.is_virtual() else context.scheduled_execution_time
             session = last_closed(workbench.calendar(hours.name), at - timedelta(minutes=MINUTES_AFTER_CLOSE - 1))

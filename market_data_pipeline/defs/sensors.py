@@ -13,7 +13,7 @@ import dagster as dg
 import psutil
 
 from market_data_pipeline.defs.candles import job_name
-from market_data_pipeline.defs.partitions import SYMBOLS, range_tags, symbols_in_order
+from market_data_pipeline.defs.partitions import ANOTHER_PLAN, SYMBOLS, range_tags, symbols_in_order
 from market_data_pipeline.defs.schedules import last_closed
 from market_data_pipeline.defs.tags import (
     CAUSE,
@@ -46,6 +46,9 @@ LEFT_TO_THE_SCHEDULES = timedelta(minutes=30)
 HEARTBEAT_LAPSES_AFTER = timedelta(seconds=8 * SECONDS_BETWEEN_BEATS)
 # From STARTED to the first beat: importing everything on a busy machine takes half a minute.
 GRACE_BEFORE_THE_FIRST_BEAT = timedelta(minutes=5)
+# From being made to being queued: planned events are written in between, 5,000 of them in minutes on the stock event log.
+GRACE_BEFORE_THE_QUEUE = timedelta(minutes=10)
+LEFT_BEHIND_IN = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def symbols_sensor(plan: PartitionPlan) -> dg.SensorDefinition:
@@ -78,7 +81,9 @@ class Healing:
     digest: str
 
 
-def gap_sensor(plan: PartitionPlan, settings: Settings, jobs: Sequence[Any]) -> dg.SensorDefinition:
+def gap_sensor(
+    plan: PartitionPlan, settings: Settings, jobs: Sequence[Any], *, in_force: Callable[[], PartitionPlan]
+) -> dg.SensorDefinition:
     """Asks for runs over gaps that are due: the longest due first, a bounded number a tick, none that is asked for already."""
 
     @dg.sensor(
@@ -90,6 +95,8 @@ def gap_sensor(plan: PartitionPlan, settings: Settings, jobs: Sequence[Any]) -> 
     def gaps(
         context: dg.SensorEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]
     ) -> list[dg.RunRequest] | dg.SkipReason:
+        if not plan.has_the_partitions_of(in_force()):
+            return dg.SkipReason(ANOTHER_PLAN)
         waiting = context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED, tags={CAUSE: "gap"}))
         room = settings.heal_requests_per_tick - waiting
         if room <= 0:
@@ -182,42 +189,45 @@ def _requests(instance: dg.DagsterInstance, found: Sequence[Healing], settings: 
 
 
 def janitor_sensor() -> dg.SensorDefinition:
-    """Ends the runs that a crash left STARTED: Dagster itself never does, and they hold a place in the queue for ever."""
+    """Ends the runs that a crash left behind: Dagster itself never does, and they hold a place in the queue for ever."""
 
     @dg.sensor(name="janitor", minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
     def janitor(context: dg.SensorEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]) -> dg.SkipReason:
-        started = [
-            record
-            for record in context.instance.get_run_records(
-                dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
-            )
-            if is_ours(record.dagster_run)
-        ]
+        records = context.instance.get_run_records(dg.RunsFilter(statuses=LEFT_BEHIND_IN))
+        ours = [record for record in records if is_ours(record.dagster_run)]
         with workbenches.open() as workbench:
             beats = {beat.run_id: beat for beat in workbench.heartbeats()}
-            running = {record.dagster_run.run_id for record in started}
-            for run_id in set(beats) - running:
+            for run_id in set(beats) - {record.dagster_run.run_id for record in ours}:
                 if beats[run_id].silent_for > HEARTBEAT_LAPSES_AFTER:
                     workbench.forget_heartbeat(run_id)
         ended = 0
-        for record in started:
+        for record in ours:
+            run = record.dagster_run
             reason = left_behind(
-                beats.get(record.dagster_run.run_id),
-                started_for=datetime.now(UTC) - _last_change(record),
+                beats.get(run.run_id),
+                run.status,
+                unchanged_for=datetime.now(UTC) - _last_change(record),
                 host=socket.gethostname(),
                 lives=process_lives,
             )
-            if reason is None:
-                continue
-            ended += 1
-            if record.dagster_run.status is dg.DagsterRunStatus.CANCELING:
-                context.instance.report_run_canceled(record.dagster_run, message=reason)
-            else:
-                context.instance.report_run_failed(record.dagster_run, message=reason)
-            context.log.warning("run %s was ended: %s", record.dagster_run.run_id, reason)
-        return dg.SkipReason(f"{ended} of {len(started)} running runs had been left behind and were ended")
+            if reason is not None and _end(context.instance, run, reason):
+                ended += 1
+                context.log.warning("run %s was ended: %s", run.run_id, reason)
+        return dg.SkipReason(f"{ended} of {len(ours)} unfinished runs had been left behind and were ended")
 
     return janitor
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> bool:
+    # A process writes how its run ended before it goes: one that is gone may have done so since the runs were listed.
+    now = instance.get_run_by_id(run.run_id)
+    if now is None or now.status is not run.status:
+        return False
+    if run.status is dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, message=reason)
+    else:
+        instance.report_run_failed(run, message=reason)
+    return True
 
 
 def _last_change(record: dg.RunRecord) -> datetime:
@@ -225,22 +235,36 @@ def _last_change(record: dg.RunRecord) -> datetime:
     return datetime.fromtimestamp(record.start_time, UTC) if record.start_time else record.update_timestamp
 
 
-def left_behind(beat: Heartbeat | None, *, started_for: timedelta, host: str, lives: Callable[[int, datetime], bool]) -> str | None:
-    """Why a started run must be taken for dead, None while it may live.
+def left_behind(
+    beat: Heartbeat | None,
+    status: dg.DagsterRunStatus,
+    *,
+    unchanged_for: timedelta,
+    host: str,
+    lives: Callable[[int, datetime], bool],
+) -> str | None:
+    """Why an unfinished run must be taken for dead, None while it may live.
 
     ``host`` is this one, where ``lives`` can say whether a process (its pid and start) is there; for another host only silence
     counts.
     """
-    if beat is None:
-        if started_for <= GRACE_BEFORE_THE_FIRST_BEAT:
-            return None
-        return f"left behind by a crash: {_text(started_for)} after its start no process has said that it works on this run"
+    if beat is None or status is dg.DagsterRunStatus.NOT_STARTED:
+        return _never_heard_of(status, unchanged_for)
     process = f"the process that worked on this run (pid {beat.pid} on {beat.host})"
     if beat.host == host and not lives(beat.pid, beat.process_started_at):
         return f"left behind by a crash: {process} is gone; it was last heard of {_text(beat.silent_for)} ago"
     if beat.silent_for > HEARTBEAT_LAPSES_AFTER:
         return f"left behind by a crash: {process} has been silent for {_text(beat.silent_for)}"
     return None
+
+
+def _never_heard_of(status: dg.DagsterRunStatus, unchanged_for: timedelta) -> str | None:
+    if status is dg.DagsterRunStatus.NOT_STARTED:
+        is_over = unchanged_for > GRACE_BEFORE_THE_QUEUE
+        return f"it was made {_text(unchanged_for)} ago and never launched" if is_over else None
+    is_over = unchanged_for > GRACE_BEFORE_THE_FIRST_BEAT
+    reason = f"left behind by a crash: {_text(unchanged_for)} after its start no process has said that it works on this run"
+    return reason if is_over else None
 
 
 def process_lives(pid: int, started_at: datetime) -> bool:

@@ -201,6 +201,14 @@ class PartitionPlan:
         """The key in the symbol dimension under which ``symbol`` is found: itself, or its bucket."""
         return symbol if self.dimension is SymbolDimension.SYMBOL else bucket_of(symbol, self.buckets)
 
+    def has_the_partitions_of(self, other: PartitionPlan) -> bool:
+        """Whether both plans name the same partitions; counts and reasons may differ."""
+        return (
+            not changes(self, other)
+            and (self.start, self.closed_weekends, self.closed_days) == (other.start, other.closed_weekends, other.closed_days)
+            and self.calendars == other.calendars
+        )
+
     def bucket_keys(self) -> list[str]:
         """The keys of the symbol dimension where it holds buckets."""
         return [_bucket_key(bucket) for bucket in range(self.buckets)]

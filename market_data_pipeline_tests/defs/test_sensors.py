@@ -26,6 +26,7 @@ from market_data_pipeline_tests.defs.fakes import FakeWorkbench, beat, due_gap, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from market_data_pipeline.storage.heartbeats import Heartbeat
     from market_data_pipeline.storage.ledger import DueGap
 
 PLAN = default_plan()
@@ -168,6 +169,16 @@ def test_a_symbol_without_its_partition_key_waits(instance: dg.DagsterInstance) 
     assert ask(FakeWorkbench(gaps=[due_gap("NEW", DAY)], at=NOW), instance) == []
 
 
+def test_under_another_plan_nothing_is_asked_until_the_code_location_is_reloaded(instance: dg.DagsterInstance) -> None:
+    workbench = FakeWorkbench(gaps=[due_gap("AAPL", DAY)], at=NOW)
+    changed = replace(PLAN, start=date(2022, 1, 3))
+    definitions = build_definitions(Settings(), PLAN, workbenches=workbench, in_force=lambda: changed)
+    context = dg.build_sensor_context(instance=instance, definitions=definitions, resources={"workbenches": workbench})
+    said = definitions.resolve_sensor_def("gaps")(context)
+    assert isinstance(said, dg.SkipReason)
+    assert "reload" in (said.skip_message or "")
+
+
 def test_without_gaps_the_tick_says_so(instance: dg.DagsterInstance) -> None:
     assert tick("gaps", FakeWorkbench(at=NOW), instance).skip_message == "no gap is due"
 
@@ -212,30 +223,44 @@ def cells_of(box: Box) -> list[Cell]:
 SOON, LATER = timedelta(seconds=10), timedelta(hours=1)
 
 
+def judged(
+    heartbeat: Heartbeat | None,
+    *,
+    unchanged_for: timedelta = LATER,
+    lives: bool = True,
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+) -> str | None:
+    return left_behind(heartbeat, status, unchanged_for=unchanged_for, host="here", lives=lambda *_: lives)
+
+
 def test_a_run_whose_process_is_gone_was_left_behind() -> None:
-    reason = left_behind(beat("run", pid=42), started_for=LATER, host="here", lives=lambda *_: False)
-    assert reason == (
+    assert judged(beat("run", pid=42), lives=False) == (
         "left behind by a crash: the process that worked on this run (pid 42 on here) is gone; it was last heard of 5 seconds ago"
     )
 
 
 def test_a_run_whose_process_lives_and_beats_is_left_alone() -> None:
-    assert left_behind(beat("run"), started_for=LATER, host="here", lives=lambda *_: True) is None
+    assert judged(beat("run")) is None
 
 
 def test_of_a_process_on_another_host_only_its_silence_counts() -> None:
-    heard, silent = beat("run", host="there"), beat("run", host="there", silent_for=timedelta(minutes=3))
-    assert left_behind(heard, started_for=LATER, host="here", lives=lambda *_: False) is None
-    assert "has been silent for 3 minutes" in (left_behind(silent, started_for=LATER, host="here", lives=lambda *_: False) or "")
+    silent = beat("run", host="there", silent_for=timedelta(minutes=3))
+    assert judged(beat("run", host="there"), lives=False) is None
+    assert "has been silent for 3 minutes" in (judged(silent, lives=False) or "")
 
 
 def test_a_run_that_has_just_started_has_time_for_its_first_heartbeat() -> None:
-    assert left_behind(None, started_for=SOON, host="here", lives=lambda *_: True) is None
+    assert judged(None, unchanged_for=SOON) is None
 
 
 def test_a_run_without_any_heartbeat_was_left_behind() -> None:
-    reason = left_behind(None, started_for=LATER, host="here", lives=lambda *_: True)
-    assert reason == "left behind by a crash: 60 minutes after its start no process has said that it works on this run"
+    assert judged(None) == "left behind by a crash: 60 minutes after its start no process has said that it works on this run"
+
+
+def test_a_run_that_was_made_and_never_launched_is_ended_in_time() -> None:
+    never = dg.DagsterRunStatus.NOT_STARTED
+    assert judged(None, status=never, unchanged_for=timedelta(minutes=9)) is None
+    assert judged(None, status=never) == "it was made 60 minutes ago and never launched"
 
 
 def test_this_process_lives_and_one_that_ended_does_not() -> None:
@@ -263,7 +288,7 @@ def test_the_janitor_ends_a_run_that_was_left_behind_and_says_why(instance: dg.D
     said = tick("janitor", FakeWorkbench(beats=[gone]), instance)
     assert (status(instance, run), said.skip_message) == (
         dg.DagsterRunStatus.FAILURE,
-        "1 of 1 running runs had been left behind and were ended",
+        "1 of 1 unfinished runs had been left behind and were ended",
     )
 
 

@@ -141,6 +141,12 @@ def test_a_change_to_buckets_is_said() -> None:
     assert changes(planned(symbols=20), planned(symbols=3_000)) == ["the symbol dimension: one key a symbol becomes 32 buckets"]
 
 
+def test_a_plan_with_other_counts_names_the_same_partitions_and_one_with_another_start_does_not() -> None:
+    plan = planned(symbols=20)
+    assert plan.has_the_partitions_of(planned(symbols=21))
+    assert not plan.has_the_partitions_of(planned(symbols=20, start=date(2022, 1, 3)))
+
+
 # --- closed days
 
 
