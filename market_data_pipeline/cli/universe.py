@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from market_data_pipeline.cli.dagster_client import DagsterClient, DagsterRefusedError, WebserverUnreachableError
+from market_data_pipeline.cli.launching import Task
 from market_data_pipeline.cli.output import json_option, note, print_json, print_table
 from market_data_pipeline.cli.parameters import SESSION, SYMBOL, tier_option
 from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
@@ -93,11 +95,25 @@ def load(
             loaded_by=getpass.getuser(),
             deactivate_absent=deactivate_absent,
         )
-        planning.save()
+        plan_is_new = planning.save()
+        reloaded = _reload_definitions(pipeline.settings.dagster_url) if plan_is_new else "the partition plan is as it was"
     if as_json:
-        print_json(_load_as_json(report, planning))
+        print_json({**_load_as_json(report, planning), "dagster": reloaded})
     else:
         _print_load(report, planning)
+        note(f"Dagster: {reloaded}")
+
+
+def _reload_definitions(url: str) -> str:
+    """Have a running Dagster read the new plan, without which its sensors and schedules stand still; what became of it."""
+    try:
+        with DagsterClient(url) as dagster:
+            dagster.reload(dagster.find_job(Task.job_of(FETCHED_INTERVALS[0])).location)
+    except WebserverUnreachableError:
+        return "not running; it reads the new partition plan when it starts"
+    except DagsterRefusedError as refused:
+        return f"could not read the new partition plan: {refused}; reload the code location, or `mdp down` and `mdp up`"
+    return "has read the new partition plan"
 
 
 @universe.command("list", epilog="Example: mdp universe list --tier T0")
@@ -146,11 +162,13 @@ class _Planning:
     renamed: tuple[str, ...] = ()
     kept_from: tuple[str, ...] = ()
 
-    def save(self) -> None:
-        """Write the plan's file."""
+    def save(self) -> bool:
+        """Write the plan's file; whether it says something new."""
         from market_data_pipeline.storage.partition_plan import write_plan  # noqa: PLC0415 - only this command writes one
 
+        before = self.path.read_bytes() if self.path.exists() else b""
         write_plan(self.path, self.plan)
+        return self.path.read_bytes() != before
 
 
 def _active_after(pipeline: Pipeline, entries: Sequence[UniverseEntry], *, deactivate_absent: bool) -> dict[str, str]:

@@ -7,7 +7,7 @@ import orjson
 from market_data_pipeline_tests.cli.builders import UNIVERSE, universe_file
 
 if TYPE_CHECKING:
-    from market_data_pipeline_tests.cli.conftest import Mdp
+    from market_data_pipeline_tests.cli.conftest import Mdp, Webserver
 
 
 def plan_of(mdp: Mdp) -> dict[str, str]:
@@ -22,6 +22,14 @@ def test_loading_says_what_was_added_and_which_grain_each_asset_gets_and_why(mdp
     assert "candles/1m" in loaded.out
     assert "3 symbols x" in loaded.out
     assert plan_of(mdp)["1m"] == "session"
+
+
+def test_a_running_dagster_is_made_to_read_the_new_plan(mdp: Mdp, webserver: Webserver) -> None:
+    path = universe_file(mdp.home)
+    assert "not running" in mdp("universe", "load", path).err
+    told = mdp("universe", "load", path, "--start", "2020-01-02", dagster_url=webserver.url)
+    assert "Dagster: has read the new partition plan" in told.err
+    assert "as it was" in mdp("universe", "load", path, dagster_url=webserver.url).err
 
 
 def test_loading_the_same_file_again_changes_nothing(mdp: Mdp) -> None:
