@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from market_data_pipeline.storage.reconcile import Discrepancy
 
 DONE, FOUND_SOMETHING = 0, 1
-JOB = "reconcile"
 POLL_SECONDS = 1.0
 
 
@@ -166,6 +165,7 @@ def _print(rows: Sequence[dict[str, Any]], told: _Dagster, *, repair: bool) -> N
 def _tell_dagster(pipeline: Pipeline) -> _Dagster:
     """Run Dagster's job that reports what the ledger has, and wait for its end."""
     from market_data_pipeline.cli.dagster_client import (  # noqa: PLC0415 - `mdp --help` must not wait for httpx
+        RECONCILE_JOB,
         DagsterClient,
         RunStatus,
         WebserverUnreachableError,
@@ -173,7 +173,7 @@ def _tell_dagster(pipeline: Pipeline) -> _Dagster:
 
     try:
         with DagsterClient(pipeline.settings.dagster_url) as client:
-            run_id = client.launch(client.find_job(JOB), JOB, tags={"mdp/cause": "maintenance"})
+            run_id = client.launch(client.find_job(RECONCILE_JOB), RECONCILE_JOB, tags={"mdp/cause": "maintenance"})
             note(f"telling Dagster what the ledger knows: {client.run_url(run_id)}")
             if not client.daemon_is_running():
                 return _Dagster(

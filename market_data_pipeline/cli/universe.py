@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from market_data_pipeline.cli.dagster_client import DagsterClient, DagsterRefusedError, WebserverUnreachableError
-from market_data_pipeline.cli.launching import Task
+from market_data_pipeline.cli.dagster_client import RECONCILE_JOB, DagsterClient, DagsterRefusedError, WebserverUnreachableError
 from market_data_pipeline.cli.output import json_option, note, print_json, print_table
 from market_data_pipeline.cli.parameters import SESSION, SYMBOL, tier_option
 from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
@@ -108,7 +107,7 @@ def _reload_definitions(url: str) -> str:
     """Have a running Dagster read the new plan, without which its sensors and schedules stand still; what became of it."""
     try:
         with DagsterClient(url) as dagster:
-            dagster.reload(dagster.find_job(Task.job_of(FETCHED_INTERVALS[0])).location)
+            dagster.reload(dagster.find_job(RECONCILE_JOB).location)
     except WebserverUnreachableError:
         return "not running; it reads the new partition plan when it starts"
     except DagsterRefusedError as refused:
