@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import psycopg2
@@ -145,37 +145,28 @@ def mask_of(text: str) -> Bools:
 def read_ledger(cursor: Cursor, interval: Interval, keys: Sequence[tuple[int, date]]) -> dict[tuple[int, date], LedgerRow]:
     """The ledger rows there are for these (symbol_id, session)s. Read under ``lock_series`` they stay true until commit."""
     cursor.execute(READ_LEDGER, ([symbol_id for symbol_id, _ in keys], [session for _, session in keys], interval.seconds))
-    return {
-        (symbol_id, session): LedgerRow(
-            symbol_id=symbol_id,
-            interval=interval,
-            session=session,
-            opens_at=opens_at,
-            closes_at=closes_at,
-            present=mask_of(present),
-            confirmed_empty=mask_of(confirmed_empty),
-            attempts=attempts,
-            failures=failures,
-            last_attempt_at=last_attempt_at,
-            next_attempt_at=next_attempt_at,
-            known_at=known_at,
-            digest=None if digest is None else bytes(digest),
-        )
-        for (
-            symbol_id,
-            session,
-            opens_at,
-            closes_at,
-            present,
-            confirmed_empty,
-            attempts,
-            failures,
-            last_attempt_at,
-            next_attempt_at,
-            known_at,
-            digest,
-        ) in cursor
-    }
+    rows = (ledger_row(interval, record) for record in cursor)
+    return {(row.symbol_id, row.session): row for row in rows}
+
+
+def ledger_row(interval: Interval, record: Sequence[Any]) -> LedgerRow:
+    """A row of ``coverage`` as the domain takes it, from the columns in the order of ``READ_LEDGER``."""
+    symbol_id, session, opens_at, closes_at, present, confirmed, attempts, failures, last, following, known_at, digest = record
+    return LedgerRow(
+        symbol_id=symbol_id,
+        interval=interval,
+        session=session,
+        opens_at=opens_at,
+        closes_at=closes_at,
+        present=mask_of(present),
+        confirmed_empty=mask_of(confirmed),
+        attempts=attempts,
+        failures=failures,
+        last_attempt_at=last,
+        next_attempt_at=following,
+        known_at=known_at,
+        digest=None if digest is None else bytes(digest),
+    )
 
 
 def write_ledger(cursor: Cursor, interval: Interval, rows: Sequence[LedgerRow]) -> None:

@@ -10,10 +10,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.healing import after_failure
-from market_data_pipeline.storage.bulk import bits, lock_series, mask_of, read_ledger, record_fetches, transaction
+from market_data_pipeline.storage.bulk import bits, ledger_row, lock_series, read_ledger, record_fetches, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from market_data_pipeline.domain.coverage import LedgerRow
     from market_data_pipeline.domain.healing import HealingPolicy
     from market_data_pipeline.domain.ports import Fetch
 
@@ -36,6 +36,7 @@ ROWS_CONSIDERED = 5_000
 # Five days bridge Easter (Thursday to Tuesday).
 LONGEST_BREAK_DAYS = 5
 
+# The columns are those of bulk.READ_LEDGER, in its order.
 _ROWS = """
 select symbol_id, session, extract(epoch from opens_at)::int8, extract(epoch from closes_at)::int8, present, confirmed_empty,
        attempts, failures, last_attempt_at, next_attempt_at, as_of, digest
@@ -174,37 +175,7 @@ class Ledger:
         """The rows of these symbols from session ``first`` to ``last``, both included, sorted by symbol_id and session."""
         parameters = {"symbol_ids": list(symbol_ids), "interval_s": interval.seconds, "first": first, "last": last}
         with self._engine.connect() as connection:
-            return [
-                LedgerRow(
-                    symbol_id=symbol_id,
-                    interval=interval,
-                    session=session,
-                    opens_at=opens_at,
-                    closes_at=closes_at,
-                    present=mask_of(present),
-                    confirmed_empty=mask_of(confirmed),
-                    attempts=attempts,
-                    failures=failures,
-                    last_attempt_at=last_attempt_at,
-                    next_attempt_at=next_attempt_at,
-                    known_at=known_at,
-                    digest=None if digest is None else bytes(digest),
-                )
-                for (
-                    symbol_id,
-                    session,
-                    opens_at,
-                    closes_at,
-                    present,
-                    confirmed,
-                    attempts,
-                    failures,
-                    last_attempt_at,
-                    next_attempt_at,
-                    known_at,
-                    digest,
-                ) in connection.exec_driver_sql(_ROWS, parameters)
-            ]
+            return [ledger_row(interval, record) for record in connection.exec_driver_sql(_ROWS, parameters)]
 
     def open_sessions(self, rows: Sequence[LedgerRow], *, known_at: datetime | None = None) -> int:
         """Insert the rows that the ledger lacks, and return how many that were; the others stay as they are, untouched.
