@@ -7,6 +7,7 @@ import shutil
 import sysconfig
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -21,10 +22,12 @@ from market_data_pipeline.cli.processes import (
     prepare_dagster_home,
 )
 from market_data_pipeline.domain.errors import InvalidInputError, UnavailableError
+from market_data_pipeline.domain.sessions import HORIZON_WARNING_DAYS
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.database import address, database_url, open_engine
 from market_data_pipeline.storage.embedded import EmbeddedPostgres
 from market_data_pipeline.storage.migrations import apply_migrations, migration_status
+from market_data_pipeline.storage.partition_plan import plan_path, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +42,10 @@ no_dagster_option = click.option("--no-dagster", is_flag=True, help="Leave Dagst
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One line of `mdp status`. ``state`` is running, starting, stopped, current, pending, failed or unknown; ``up`` judges it."""
+    """One line of `mdp status`; ``up`` judges its state.
+
+    ``state`` is running, starting, stopped, current, pending, ending (a calendar), failed or unknown.
+    """
 
     part: str
     state: str
@@ -170,7 +176,7 @@ def _open(settings: Settings) -> Iterator[Engine]:
 
 
 def _status(settings: Settings, *, dagster: bool) -> StackStatus:
-    parts = [*_database_parts(settings)]
+    parts = [*_database_parts(settings), *_calendar_parts(settings)]
     if dagster:
         parts += [_dagster_part(state) for state in DagsterStack(settings).states()]
     return StackStatus(
@@ -205,6 +211,20 @@ def _database_parts(settings: Settings) -> tuple[Part, Part]:
     newest = report.applied[-1].removesuffix(".sql") if report.applied else None
     state_name = "pending" if report.pending else "current"
     return postgres, Part("schema", state_name, up=not report.pending, version=newest, note=_counted(report))
+
+
+def _calendar_parts(settings: Settings) -> list[Part]:
+    """The guard of the horizon: a calendar that ends soon is said long before its sessions go missing without a gap."""
+    path = plan_path(settings.home)
+    if not path.exists():
+        return []
+    today = datetime.now(UTC).date()
+    calendars = read_plan(path).calendars
+    ending = [c for c in calendars if c.ends_within(HORIZON_WARNING_DAYS, today)]
+    said = ", ".join(f"{c.name} until {c.last_session}" for c in ending or calendars)
+    if ending:
+        said += ": upgrade exchange_calendars, then `mdp universe load`"
+    return [Part("calendars", "ending" if ending else "current", up=not ending, note=said)]
 
 
 def _dagster_part(state: ProcessState) -> Part:

@@ -6,7 +6,7 @@ import bisect
 import json
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from enum import StrEnum
 from functools import cached_property
@@ -62,11 +62,19 @@ class SymbolDimension(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CalendarHours:
-    """What a schedule must know of a calendar before it asks it: the zone, and the local times at which sessions close (HH:MM)."""
+    """What must be known of a calendar without building it: the zone, and the local times at which sessions close (HH:MM).
+
+    ``last_session`` is the last that it knew when the plan was made, None where nobody asked it.
+    """
 
     name: str
     timezone: str
     closes: tuple[str, ...]
+    last_session: date | None = field(default=None, compare=False)
+
+    def ends_within(self, days: int, today: date) -> bool:
+        """Whether the sessions known end less than ``days`` after ``today``: what is beyond cannot be expected, so not missed."""
+        return self.last_session is not None and (self.last_session - today).days < days
 
 
 def day_in_the_east(now: datetime) -> date:
@@ -326,7 +334,7 @@ def _hours(calendar: TradingCalendar, today: date) -> CalendarHours:
     closes_at = calendar.bounds(first, calendar.last_session).closes_at.tolist() if first <= calendar.last_session else []
     zone = ZoneInfo(calendar.timezone)
     local = {datetime.fromtimestamp(close, zone).strftime("%H:%M") for close in closes_at}
-    return CalendarHours(calendar.name, calendar.timezone, tuple(sorted(local)))
+    return CalendarHours(calendar.name, calendar.timezone, tuple(sorted(local)), calendar.last_session)
 
 
 def default_plan() -> PartitionPlan:
@@ -365,7 +373,15 @@ def plan_as_json(plan: PartitionPlan) -> str:
             "start": plan.start.isoformat(),
             "dimension": plan.dimension,
             "buckets": plan.buckets,
-            "calendars": [{"name": c.name, "timezone": c.timezone, "closes": list(c.closes)} for c in plan.calendars],
+            "calendars": [
+                {
+                    "name": c.name,
+                    "timezone": c.timezone,
+                    "closes": list(c.closes),
+                    "last_session": None if c.last_session is None else c.last_session.isoformat(),
+                }
+                for c in plan.calendars
+            ],
             "closed_weekends": plan.closed_weekends,
             "intervals": {
                 interval: {"grain": p.grain, "partitions": p.partitions, "reason": p.reason}
@@ -387,7 +403,13 @@ def plan_from_json(text: str, *, source: str) -> PartitionPlan:
         return PartitionPlan(
             start=date.fromisoformat(held["start"]),
             calendars=tuple(
-                CalendarHours(str(c["name"]), str(c["timezone"]), tuple(map(str, c["closes"]))) for c in held["calendars"]
+                CalendarHours(
+                    str(c["name"]),
+                    str(c["timezone"]),
+                    tuple(map(str, c["closes"])),
+                    None if c["last_session"] is None else date.fromisoformat(c["last_session"]),
+                )
+                for c in held["calendars"]
             ),
             intervals=MappingProxyType(
                 {

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from market_data_pipeline.cli.processes import BackgroundProcess, dagster_environment, is_ready, location_error
+from market_data_pipeline.domain.partitions import default_plan
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.cli.conftest import Mdp
 from market_data_pipeline_tests.conftest import roomy_memory
@@ -290,3 +292,11 @@ def test_a_code_server_that_is_not_found_yet_is_waited_for() -> None:
         "causes": [],
     }
     assert not is_ready(_answer(unreachable))
+
+
+def test_a_calendar_that_ends_soon_is_found_wrong_by_status(stack: Stack) -> None:
+    hours = replace(default_plan().calendars[0], last_session=datetime.now(UTC).date() + timedelta(days=30))
+    write_plan(plan_path(stack.home), replace(default_plan(), calendars=(hours,)))
+    calendars = stack.parts("--no-dagster")["calendars"]
+    assert (calendars["state"], calendars["up"]) == ("ending", False)
+    assert f"XNYS until {hours.last_session}" in calendars["note"]

@@ -330,3 +330,11 @@ def test_a_range_with_its_ends_swapped_is_refused() -> None:
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidInputError):
         Cell.parse(key)
+
+
+def test_a_plan_remembers_how_far_its_calendars_know_and_says_when_that_is_near() -> None:
+    [hours] = plan_from_json(plan_as_json(planned()), source="here").calendars
+    assert hours.last_session is not None
+    assert hours.last_session > TODAY
+    assert not hours.ends_within(60, hours.last_session - timedelta(days=60))
+    assert hours.ends_within(60, hours.last_session - timedelta(days=59))
