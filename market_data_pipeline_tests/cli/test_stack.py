@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from market_data_pipeline.cli.processes import BackgroundProcess, dagster_environment, is_ready, location_error
 from market_data_pipeline.domain.partitions import default_plan
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.storage.partition_plan import plan_path, write_plan
 from market_data_pipeline_tests.cli.conftest import Mdp
 from market_data_pipeline_tests.conftest import roomy_memory
 
