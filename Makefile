@@ -19,11 +19,13 @@ $(VENV)/installed: requirements.lock setup.py
 demo: install
 	$(BIN)/mdp demo --home $(DEMO_HOME)
 
-## The same stack on live data from Yahoo (no key): Postgres, Dagster's UI and daemon, a small universe.
+## The same on live data from Yahoo (no key): a small universe's last five sessions, then schedules and the gap sensor keep it up.
 dev: install
 	$(BIN)/mdp up
 	$(BIN)/mdp universe load examples/universe.csv
-	$(BIN)/mdp status
+	-$(BIN)/mdp backfill --all --interval 1m --interval 1h --interval 1d --last 5
+	$(BIN)/mdp coverage --totals
+	@echo "Dagster's UI: http://127.0.0.1:3000 (or MDP_DAGSTER_URL); what is missing: $(BIN)/mdp gaps --explain; to stop: $(BIN)/mdp down"
 
 ## What CI runs.
 test: lint types layers pytest

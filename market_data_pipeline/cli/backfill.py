@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -20,10 +21,11 @@ from market_data_pipeline.cli.selection import chosen_instruments, opened_pipeli
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Cell, SymbolDimension, boxes
+from market_data_pipeline.domain.sessions import date_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from datetime import date, datetime
+    from datetime import datetime
 
     from market_data_pipeline.cli.dagster_client import Run
     from market_data_pipeline.cli.progress import CountsBars
@@ -76,8 +78,9 @@ class Needs:
 @tier_option
 @click.option("--all", "everything", is_flag=True, help="Every active symbol of the universe.")
 @intervals_option
-@click.option("--start", type=SESSION, required=True, help="First session.")
-@click.option("--end", type=SESSION, required=True, help="Last session, included.")
+@click.option("--start", type=SESSION, help="First session.")
+@click.option("--end", type=SESSION, help="Last session, included.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N sessions of each exchange instead.")
 @click.option("--refetch", is_flag=True, help="Ask again for bars that are stored; differences become revisions.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch the runs until they have ended.")
 @click.option("--dry-run", is_flag=True, help="Print the runs that would be launched, and launch none.")
@@ -88,8 +91,9 @@ def backfill(  # noqa: PLR0913 - one parameter an option
     tier: str | None,
     everything: bool,
     intervals: tuple[Interval, ...],
-    start: date,
-    end: date,
+    start: date | None,
+    end: date | None,
+    last: int | None,
     refetch: bool,
     wait: bool,
     dry_run: bool,
@@ -102,6 +106,8 @@ def backfill(  # noqa: PLR0913 - one parameter an option
     """
     from market_data_pipeline.storage.partition_plan import plan_path, read_plan  # noqa: PLC0415 - `mdp --help` must not wait for it
 
+    if (last is None) != (start is not None and end is not None) or (last is not None and (start or end)):
+        raise InvalidInputError("which sessions is not clear: expected --start and --end, or --last N")
     in_order(start, end)
     if not intervals:
         raise InvalidInputError(f"no --interval was given: expected one or more of {', '.join(Interval)}")
@@ -112,7 +118,8 @@ def backfill(  # noqa: PLR0913 - one parameter an option
     with opened_pipeline() as pipeline:
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier)
         fetched = tuple(dict.fromkeys(interval.source or interval for interval in intervals))
-        request = Request(tuple(instruments), fetched, start, end, refetch)
+        first, final = (start, end) if start and end else _last_sessions(last or 1, instruments, pipeline)
+        request = Request(tuple(instruments), fetched, first, final, refetch)
         plan = read_plan(plan_path(pipeline.settings.home))
         needs = needs_of(request, plan, pipeline)
         for sentence in needs.left_out:
@@ -125,6 +132,20 @@ def backfill(  # noqa: PLR0913 - one parameter an option
             launcher = Launcher(client, request.digest, refetch=refetch, sleep=threading.Event().wait)
             command = _Command(wait=wait, as_json=as_json)
             return _run(launcher, tasks, client, command, lambda: _bars_stored(request, pipeline))
+
+
+def _last_sessions(count: int, instruments: Sequence[Instrument], pipeline: Pipeline) -> tuple[date, date]:
+    """From the earliest to the latest of the last ``count`` sessions, of each exchange, that have begun."""
+    now = pipeline.clock.now()
+    firsts, lasts = [], []
+    for name in {instrument.calendar for instrument in instruments}:
+        calendar = pipeline.calendars(name)
+        # Twice the days and a fortnight hold that many sessions, whatever the holidays.
+        bounds = calendar.bounds(now.date() - timedelta(days=2 * count + 14), now.date() + timedelta(days=1))
+        begun = bounds.session[bounds.opens_at <= now.timestamp()][-count:].tolist()
+        firsts.append(date_of(begun[0]))
+        lasts.append(date_of(begun[-1]))
+    return min(firsts), max(lasts)
 
 
 def needs_of(request: Request, plan: PartitionPlan, pipeline: Pipeline) -> Needs:

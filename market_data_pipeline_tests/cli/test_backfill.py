@@ -38,6 +38,19 @@ def test_a_box_holds_what_was_asked_for(loaded: Mdp) -> None:
     ]
 
 
+def test_the_last_sessions_are_counted_back_from_now(loaded: Mdp) -> None:
+    # Now is noon UTC of Saturday 2024-12-07.
+    [box] = dry_run(loaded, "--symbols", "AAPL", "--interval", "1m", "--last", "3")
+    assert (box["from"], box["to"]) == ("2024-12-04|AAPL", "2024-12-06|AAPL")
+
+
+@pytest.mark.parametrize("which", [(), ("--start", "2024-12-02"), ("--last", "3", "--start", "2024-12-02"), ("--last", "3", *WEEK)])
+def test_sessions_are_named_in_one_way(loaded: Mdp, which: tuple[str, ...]) -> None:
+    refused = loaded("backfill", "--symbols", "AAPL", "--interval", "1m", *which, "--dry-run")
+    assert refused.code == 2
+    assert "expected --start and --end, or --last N" in refused.err
+
+
 def test_symbols_that_are_not_neighbours_get_boxes_of_their_own(loaded: Mdp) -> None:
     planned = dry_run(loaded, "--symbols", "AAPL,0700.HK", "--interval", "1m", *WEEK)
     assert [(row["from"], row["to"]) for row in planned] == [

@@ -71,7 +71,7 @@ MISTAKES = {
         ("backfill", "--all", "--start", "2024-12-02", "--end", "2024-12-02"),
         ["no --interval", "expected one or more"],
     ),
-    "no start": (("backfill", "--all", "--interval", "1m", "--end", "2024-12-02"), ["Missing option '--start'"]),
+    "no start": (("backfill", "--all", "--interval", "1m", "--end", "2024-12-02"), ["expected --start and --end, or --last N"]),
     "symbols and all": ((*backfill(), "--all"), ["--all was given with --symbols", "expected one of them"]),
     "symbols and tier": (("coverage", "--symbols", "AAPL", "--tier", "T0"), ["were both given", "expected one of them"]),
     "an unknown tier": (("universe", "list", "--tier", "T9"), ["'T9'", "'T0', 'T1', 'T2'"]),
