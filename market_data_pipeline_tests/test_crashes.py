@@ -174,6 +174,10 @@ def test_after_a_kill_the_same_command_ends_in_the_tables_of_an_undisturbed_run(
     assert running.rows("select bool_and(bit_count(present) = expected) from coverage") == [(True,)]
     derived = running.rows("select interval_s, count(*) from candles_intraday where interval_s > 60 group by 1 order by 1")
     assert derived == [(seconds, TOTAL * 60 // seconds) for seconds in (300, 900, 1800)]
+    password = (running.home / "postgres" / "password").read_bytes().strip()
+    logs = [path for folder in ("logs", "dagster", "run") for path in (running.home / folder).rglob("*") if path.is_file()]
+    assert logs
+    assert [path for path in logs if password in path.read_bytes()] == []
     lines = orjson.loads(running.mdp("coverage", "--start", str(FIRST), "--end", str(LAST), "--json").stdout)
     assert {line["counts"]["present"] - line["expected"] for line in lines if line["interval"] != "1h"} <= {0}
 
