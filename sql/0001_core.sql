@@ -39,15 +39,6 @@ create table symbol_aliases (
   primary key (symbol_id, provider)
 );
 
--- Names a symbol had before: a rename keeps the id. Half-open in sessions.
-create table symbol_names (
-  symbol_id    int4 not null references symbol_universe,
-  symbol       text not null,
-  valid_from   date not null,
-  valid_to     date check (valid_to > valid_from),
-  primary key (symbol_id, valid_from)
-);
-
 -- One provider answer, or the lack of one: the provenance of every bar. request is redacted before it gets here.
 create table fetches (
   fetch_id        int8 generated always as identity primary key,

@@ -19,6 +19,7 @@ from market_data_pipeline.domain.errors import (
     InvalidInputError,
     ProviderError,
     RateLimitedError,
+    TransientError,
     UnknownSymbolError,
 )
 from market_data_pipeline.domain.ports import BarsRequest, CandleBatch, Fetch
@@ -45,6 +46,8 @@ _INSTRUMENTS_AT_ONCE = 100
 _BARS_PER_WRITE = 50_000
 # Behind a slow provider answers do not wait longer than this for company: what is stored need not be fetched again.
 _LONGEST_WAIT_SECONDS = 2.0
+# Each failure has been retried already. So many in a row are an outage: the rest of the run would only add to it.
+_FAILURES_IN_A_ROW = 8
 
 
 @dataclass(eq=False)
@@ -156,6 +159,7 @@ class _Ingest:
         self._now, self._now_seconds = now, int(now.timestamp())
         self._settle = max(pipeline.settings.settle_seconds, capability.delay_seconds)
         self._stopped: ProviderError | None = None
+        self._failures_in_a_row = 0
         self._unknown: dict[int, str] = {}
 
     def plan(self, groups: list[list[Stretch]], *, refetch: bool) -> list[_Work]:
@@ -253,6 +257,7 @@ class _Ingest:
         work = job.work
         try:
             answer = future.result()
+            self._failures_in_a_row = 0
         except ProviderError as error:
             job.failure = str(error)
             self._learn(work.instrument, error)
@@ -278,6 +283,10 @@ class _Ingest:
             self._unknown[instrument.symbol_id] = str(error)
         elif isinstance(error, EntitlementError | RateLimitedError):
             self._stopped = error
+        elif isinstance(error, TransientError):
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
+                self._stopped = error
 
     def _record_failure(self, job: _Job, error: ProviderError) -> None:
         grid = job.work.grid

@@ -61,7 +61,9 @@ def judge(
     places = grid.places_of(located.session, located.slot)
     on_grid = places >= 0
     columns, places = answer.columns.take(on_grid), places[on_grid]
-    dropped["outside_session"] += int((~on_grid).sum())
+    # A window may span sessions that were not asked for; their bars are good, and nobody wanted them.
+    dropped["not_asked"] += int((~on_grid & (located.slot >= 0)).sum())
+    dropped["outside_session"] += int((located.slot < 0).sum())
 
     due = grid.due(now, settle_seconds)
     finished = due[places]

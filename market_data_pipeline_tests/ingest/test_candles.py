@@ -10,6 +10,7 @@ import pytest
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.coverage import coverage_report, gap_windows
 from market_data_pipeline.ingest.derive import derive_candles
 from market_data_pipeline.ingest.report import Stretch
@@ -93,6 +94,25 @@ def test_a_provider_that_is_down_fails_its_sessions_and_changes_no_verdict(world
     assert reports["AAPL"].failure is None
     assert "503" in str(reports["MSFT"].failure)
     assert reports["MSFT"].verdicts[Verdict.MISSING] == 1950
+
+
+def test_an_outage_ends_the_asking_and_every_stretch_says_why(world: World) -> None:
+    instruments = world.load(*(f"S{number:02}" for number in range(30)))
+    world.simulator.set_faults([{"match": {}, "action": "status", "code": 503}])
+    reports = world.ingest(instruments)
+    assert len(reports) == 30
+    assert all("503" in str(report.failure) for report in reports)
+    asked = {request["path"] for request in world.simulator.requests()}
+    # Eight failures in a row, and those in flight by then.
+    assert 8 <= len(asked) <= 8 + 2 * world.settings.requests_in_flight
+
+
+def test_bars_of_sessions_between_those_asked_for_are_not_called_outside_of_a_session(world: World) -> None:
+    [aapl] = world.load("AAPL")
+    stretches = [Stretch(aapl, MONDAY, MONDAY), Stretch(aapl, FRIDAY, FRIDAY)]
+    reports = list(ingest_candles(stretches, Interval.M1, pipeline=world.pipeline))
+    assert [report.inserted for report in reports] == [390, 390]
+    assert sum((dict(report.dropped).get("not_asked", 0) for report in reports), 0) == 3 * 390
 
 
 def test_an_empty_answer_is_a_failure_and_never_evidence_of_no_trading(world: World) -> None:
