@@ -1,4 +1,4 @@
-"""How fast a Yahoo chart body becomes columns: `python -m benchmarks.parse`. One process, the best of several rounds.
+"""How fast a Yahoo chart body becomes columns: `python benchmarks/parse.py`. One process, the best of several rounds.
 
 The floor is ``orjson.loads`` alone: no parser that goes through JSON objects can be faster. The comparison is the usual way: one
 dict a row, handed to pandas.
