@@ -183,8 +183,7 @@ def gaps(
 ) -> int:
     """List the bars that should be there and are not, joined into windows; exit code 1 where there are any.
 
-    A window is half-open, [start, end). The
-    table shows the first windows, --json all of them.
+    A window is half-open, [start, end). The table shows the first windows, --json all of them.
     """
     in_order(start, end)
     with opened_pipeline() as pipeline:

@@ -124,8 +124,8 @@ class Launcher:
         """Look every two seconds until every run has ended, showing each look; the last one is returned.
 
         A run of an earlier command that failed is launched once more: its process may have died with its host. A run of this
-        command that fails is not, because it has just said why. A webserver
-        that does not answer for half a minute, or that has lost its database for as long, is an error.
+        command that fails is not, because it has just said why. A webserver that does not answer for half a minute, or that has
+        lost its database for as long, is an error.
         """
         current, silent = list(launched), 0
         while True:

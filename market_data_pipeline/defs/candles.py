@@ -174,8 +174,8 @@ def _spec(plan: PartitionPlan, interval: Interval) -> dg.AssetSpec:
 def _description(interval: Interval) -> str:
     if interval.source is not None:
         return (
-            f"{interval} candles, computed in SQL from the stored {interval.source} candles: a bar exists where at least one of "
-            "its minutes does."
+            f"{interval} candles, computed in SQL from the stored {interval.source} candles: a bar exists once each of its minutes "
+            "is present or confirmed empty, and at least one is present."
         )
     what = "one a session, named by its date, prices raw" if interval.is_daily else "of the regular session, anchored at its open"
     return (

@@ -16,6 +16,7 @@ from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import CalendarHours, Cell, PartitionPlan, boxes
+from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.domain.universe import Instrument
 from market_data_pipeline.ingest.report import Stretch
 
@@ -103,7 +104,7 @@ def last_closed(calendar: "TradingCalendar", at: datetime, *, within: timedelta 
     """The newest session that had closed by ``at`` and not longer than ``within`` before; None where there is none."""
     closed = [
         (session, close)
-        for session, close in _closes(calendar, at.date() - timedelta(days=15), at.date() + timedelta(days=1))
+        for session, _, close in _hours(calendar, at.date() - timedelta(days=15), at.date() + timedelta(days=1))
         if close <= at.timestamp()
     ]
     if not closed or (within is not None and closed[-1][1] < (at - within).timestamp()):
@@ -113,19 +114,17 @@ def last_closed(calendar: "TradingCalendar", at: datetime, *, within: timedelta 
 
 def running_session(calendar: "TradingCalendar", at: datetime) -> date | None:
     """The session that is open at ``at`` or closed less than some minutes ago; a lunch break is part of it."""
-    bounds = calendar.bounds(at.date() - timedelta(days=1), at.date() + timedelta(days=1))
-    for day, opens, closes in zip(bounds.session.tolist(), bounds.opens_at.tolist(), bounds.closes_at.tolist(), strict=True):
+    for session, opens, closes in _hours(calendar, at.date() - timedelta(days=1), at.date() + timedelta(days=1)):
         if opens < at.timestamp() <= closes + POLL_AFTER_CLOSE.total_seconds():
-            return date(1970, 1, 1) + timedelta(days=day)
+            return session
     return None
 
 
-def _closes(calendar: "TradingCalendar", first: date, last: date) -> list[tuple[date, int]]:
+def _hours(calendar: "TradingCalendar", first: date, last: date) -> list[tuple[date, int, int]]:
+    """The sessions from ``first`` to ``last`` with their opens and closes, epoch seconds UTC."""
     bounds = calendar.bounds(first, last)
-    return [
-        (date(1970, 1, 1) + timedelta(days=day), close)
-        for day, close in zip(bounds.session.tolist(), bounds.closes_at.tolist(), strict=True)
-    ]
+    sessions = map(date_of, bounds.session.tolist())
+    return list(zip(sessions, bounds.opens_at.tolist(), bounds.closes_at.tolist(), strict=True))
 
 
 def _needs(

@@ -126,7 +126,7 @@ class RealWorkbench:
         return self.pipeline.ledger.due_gaps(
             self.now(),
             limit=limit,
-            settle_seconds=self.pipeline.settings.settle_seconds,
+            settle_seconds=max(self.pipeline.settle_seconds(interval) for interval in FETCHED_INTERVALS),
             intervals=FETCHED_INTERVALS,
             reach_seconds={interval: self.pipeline.reach_seconds(interval) for interval in FETCHED_INTERVALS},
         )

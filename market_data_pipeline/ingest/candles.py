@@ -144,26 +144,29 @@ def ingest_candles(
         raise InvalidInputError(f"{pipeline.provider.name} does not serve {interval} bars")
     by_instrument = groupby(sorted(stretches, key=lambda s: s.instrument.symbol_id), key=lambda s: s.instrument.symbol_id)
     groups = [list(group) for _, group in by_instrument]
+    ingest = _Ingest(pipeline, interval, capability, run_id)
     for at in range(0, len(groups), _INSTRUMENTS_AT_ONCE):
-        ingest = _Ingest(pipeline, interval, capability, run_id, now=pipeline.clock.now())
         yield from ingest.carry_out(ingest.plan(groups[at : at + _INSTRUMENTS_AT_ONCE], refetch=refetch))
 
 
 class _Ingest:
-    """One pass over a chunk of instruments."""
+    """One pass over the instruments, chunk by chunk: what a failure taught holds for the chunks to come."""
 
-    def __init__(
-        self, pipeline: Pipeline, interval: Interval, capability: BarsCapability, run_id: str | None, *, now: datetime
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, interval: Interval, capability: BarsCapability, run_id: str | None) -> None:
         self._pipeline, self._interval, self._capability, self._run_id = pipeline, interval, capability, run_id
-        self._now, self._now_seconds = now, int(now.timestamp())
-        self._settle = max(pipeline.settings.settle_seconds, capability.delay_seconds)
+        self._settle = pipeline.settle_seconds(interval)
+        self._read_clock()
         self._stopped: ProviderError | None = None
         self._failures_in_a_row = 0
         self._unknown: dict[int, str] = {}
 
+    def _read_clock(self) -> None:
+        self._now: datetime = self._pipeline.clock.now()
+        self._now_seconds = int(self._now.timestamp())
+
     def plan(self, groups: list[list[Stretch]], *, refetch: bool) -> list[_Work]:
-        """Open the ledger for every session asked for, and cut what it lacks into requests."""
+        """Open the ledger for every session asked for, and cut what it lacks at this moment into requests."""
+        self._read_clock()
         first, last = min(s.first for g in groups for s in g), max(s.last for g in groups for s in g)
         rows = self._rows([g[0].instrument for g in groups], first, last)
         grids: dict[tuple[str, object, object], Grid] = {}

@@ -102,7 +102,7 @@ def codes_of(
         opened_at=grid.starts_at,
         ends_at=grid.ends_at,
         now=now,
-        settle_seconds=pipeline.settings.settle_seconds,
+        settle_seconds=pipeline.settle_seconds(interval),
         reach_seconds=pipeline.reach_seconds(interval),
     )
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from market_data_pipeline.domain.sessions import date_of, day_number
+
 if TYPE_CHECKING:
+    from datetime import date
+
     from market_data_pipeline.domain.candles import Bools, Int16s, Int32s, Int64s, Interval
     from market_data_pipeline.domain.sessions import TradingCalendar
-
-_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Grid:
     @cached_property
     def sessions(self) -> list[date]:
         """The session dates."""
-        return [_EPOCH + timedelta(days=day) for day in self.days.tolist()]
+        return [date_of(day) for day in self.days.tolist()]
 
     @cached_property
     def lengths(self) -> Int64s:
@@ -58,7 +59,7 @@ class Grid:
 
     def between(self, first: date, last: date) -> slice:
         """The places of the sessions from ``first`` to ``last``, both included."""
-        edges = np.searchsorted(self.days, [(first - _EPOCH).days, (last - _EPOCH).days + 1])
+        edges = np.searchsorted(self.days, [day_number(first), day_number(last) + 1])
         return slice(int(edges[0]), int(edges[1]))
 
     def part(self, places: slice) -> Grid:

@@ -44,6 +44,11 @@ class Pipeline:
         """
         return now if self.clock.is_virtual else None
 
+    def settle_seconds(self, interval: Interval) -> int:
+        """How long after its end a bar of ``interval`` is still pending: our margin, or the provider's longer delay."""
+        capability = self.provider.capability(interval.source or interval)
+        return max(self.settings.settle_seconds, capability.delay_seconds if capability else 0)
+
     def reach_seconds(self, interval: Interval) -> int | None:
         """How far back the provider serves ``interval``, through its source where it is derived; None for no limit."""
         capability = self.provider.capability(interval.source or interval)

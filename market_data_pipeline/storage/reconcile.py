@@ -13,6 +13,7 @@ import numpy as np
 from market_data_pipeline.domain.candles import CandleColumns
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.ports import CandleBatch
+from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.storage import binary
 from market_data_pipeline.storage.bulk import (
     EPOCH,
@@ -195,18 +196,14 @@ def _grids(bounds: SessionBounds, expected: ExpectedOpens) -> Iterator[_Grid]:
         last = min(first + SESSIONS_AT_ONCE, len(bounds.session))
         is_end = last == len(bounds.session)
         yield _Grid(
-            sessions=[_day(day) for day in bounds.session[first:last].tolist()],
-            beyond=_day(int(bounds.session[last - 1]) + 1 if is_end else int(bounds.session[last])),
+            sessions=[date_of(day) for day in bounds.session[first:last].tolist()],
+            beyond=date_of(int(bounds.session[last - 1]) + 1 if is_end else int(bounds.session[last])),
             opens_at=bounds.opens_at[first:last],
             closes_at=bounds.closes_at[first:last],
             until=None if is_end else int(bounds.opens_at[last]),
             opened_at=expected.opened_at[offsets[first] : offsets[last]],
             offsets=offsets[first : last + 1] - offsets[first],
         )
-
-
-def _day(number: int) -> date:
-    return EPOCH.date() + timedelta(days=number)
 
 
 # --- what is stored ------------------------------------------------------------------------------------------------------
@@ -427,7 +424,7 @@ def _by_day(opened_at: Int64s) -> Iterator[tuple[date, Int64s]]:
     """Sorted instants, together with those of the same UTC date."""
     days = opened_at // 86_400
     for day in np.unique(days).tolist():
-        yield _day(day), opened_at[days == day]
+        yield date_of(day), opened_at[days == day]
 
 
 def _first(found: _WrongRow, mask: Bools) -> str:
