@@ -21,6 +21,7 @@ from market_data_pipeline.cli.selection import chosen_instruments, opened_pipeli
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Cell, SymbolDimension, boxes
+from market_data_pipeline.domain.runs import SYMBOLS, job_name
 from market_data_pipeline.domain.sessions import date_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 DONE, FOUND_SOMETHING, INTERRUPTED = 0, 1, 130
 # One run of 2,000 partitions costs some three seconds of bookkeeping and can be lost to one crash; more would lose more.
 PARTITIONS_A_RUN = 2_000
-SYMBOLS_DEFINITION = "symbols"
 # Symbols in one line of a message.
 NAMED = 10
 
@@ -240,9 +240,9 @@ def _tasks(client: DagsterClient, needs: Needs, plan: PartitionPlan) -> list[Tas
     """The runs to be: boxes in the order of keys that the webserver has now, after the symbols' keys were made sure of."""
     tasks: list[Task] = []
     for interval, cells in needs.cells.items():
-        where = client.find_job(Task.job_of(interval))
+        where = client.find_job(job_name(interval))
         if plan.dimension is SymbolDimension.SYMBOL:
-            client.add_dynamic_partitions(where, SYMBOLS_DEFINITION, list(dict.fromkeys(cell.symbol for cell in cells)))
+            client.add_dynamic_partitions(where, SYMBOLS, list(dict.fromkeys(cell.symbol for cell in cells)))
         keys = client.partition_keys(("candles", interval))
         if not {cell.period for cell in cells} <= set(keys.periods):
             # The code server read an older partition plan when it started.

@@ -22,9 +22,6 @@ TIMEOUT_SECONDS = 30.0
 KEYS_PER_REQUEST = 200
 RUNS_PER_PAGE = 200
 
-# Every code location of ours has it.
-RECONCILE_JOB = "reconcile"
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 # Set by Dagster on a failed run of which it will launch a retry, a run with the same tags otherwise.
 WILL_RETRY = "dagster/will_retry"
 

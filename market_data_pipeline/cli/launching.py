@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from market_data_pipeline.cli.dagster_client import (
-    RANGE_END,
-    RANGE_START,
     CodeLocation,
     DagsterLostDatabaseError,
     Run,
@@ -16,6 +14,7 @@ from market_data_pipeline.cli.dagster_client import (
     WebserverUnreachableError,
 )
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.runs import CAUSE, PRIORITY, RANGE_END, RANGE_START, job_name, op_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
 
 # The request that a run belongs to, and one giving of that request: the same command after all its runs ended is a new one.
 BACKFILL, BATCH = "mdp/backfill", "mdp/batch"
-# Why a run is there, beside gap, close and maintenance: what dagster.yaml limits concurrency by.
-CAUSE = "mdp/cause"
 # Behind fresh data (10) and gaps (0): a deep backfill may wait (DAGSTER.md §5).
-PRIORITY = "-10"
+BEHIND_ALL = "-10"
 POLL_SECONDS = 2.0
 # A webserver that restarts is back within half a minute; the runs do not need it.
 POLLS_WITHOUT_ANSWER = 15
@@ -42,20 +39,15 @@ class Task:
     box: Box
     where: CodeLocation | None = None
 
-    @staticmethod
-    def job_of(interval: Interval) -> str:
-        """The job that keeps a fetched interval and what is derived from it."""
-        return f"candles_{interval}"
-
     @property
     def job(self) -> str:
         """Its job."""
-        return self.job_of(self.interval)
+        return job_name(self.interval)
 
     @property
     def op(self) -> str:
         """The op of that job, which takes its configuration."""
-        return f"fetch_{self.job}"
+        return op_name(self.interval)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -158,7 +150,7 @@ class Launcher:
             BACKFILL: self.digest,
             BATCH: self._batch,
             CAUSE: "backfill",
-            "dagster/priority": PRIORITY,
+            PRIORITY: BEHIND_ALL,
         }
         config = {"ops": {task.op: {"config": {"refetch": True}}}} if self._refetch else {}
         try:

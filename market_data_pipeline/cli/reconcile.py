@@ -14,6 +14,7 @@ from market_data_pipeline.cli.parameters import intervals_option, symbols_option
 from market_data_pipeline.cli.selection import chosen_instruments, opened_pipeline
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import MarketDataError
+from market_data_pipeline.domain.runs import CAUSE, RECONCILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -164,16 +165,11 @@ def _print(rows: Sequence[dict[str, Any]], told: _Dagster, *, repair: bool) -> N
 
 def _tell_dagster(pipeline: Pipeline) -> _Dagster:
     """Run Dagster's job that reports what the ledger has, and wait for its end."""
-    from market_data_pipeline.cli.dagster_client import (  # noqa: PLC0415 - `mdp --help` must not wait for httpx
-        RECONCILE_JOB,
-        DagsterClient,
-        RunStatus,
-        WebserverUnreachableError,
-    )
+    from market_data_pipeline.cli.dagster_client import DagsterClient, RunStatus, WebserverUnreachableError  # noqa: PLC0415 - `mdp --help` must not wait for httpx
 
     try:
         with DagsterClient(pipeline.settings.dagster_url) as client:
-            run_id = client.launch(client.find_job(RECONCILE_JOB), RECONCILE_JOB, tags={"mdp/cause": "maintenance"})
+            run_id = client.launch(client.find_job(RECONCILE), RECONCILE, tags={CAUSE: "maintenance"})
             note(f"telling Dagster what the ledger knows: {client.run_url(run_id)}")
             if not client.daemon_is_running():
                 return _Dagster(

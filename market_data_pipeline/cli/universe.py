@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from market_data_pipeline.cli.dagster_client import RECONCILE_JOB, DagsterClient, DagsterRefusedError, WebserverUnreachableError
+from market_data_pipeline.cli.dagster_client import DagsterClient, DagsterRefusedError, WebserverUnreachableError
 from market_data_pipeline.cli.output import json_option, note, print_json, print_table
 from market_data_pipeline.cli.parameters import SESSION, SYMBOL, tier_option
 from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Grain, PartitionPlan, changes, day_in_the_east, plan_partitions
+from market_data_pipeline.domain.runs import RECONCILE
 from market_data_pipeline.domain.universe import Tier
 
 # Names in one line of a message; --json has them all.
@@ -107,7 +108,7 @@ def _reload_definitions(url: str) -> str:
     """Have a running Dagster read the new plan, without which its sensors and schedules stand still; what became of it."""
     try:
         with DagsterClient(url) as dagster:
-            dagster.reload(dagster.find_job(RECONCILE_JOB).location)
+            dagster.reload(dagster.find_job(RECONCILE).location)
     except WebserverUnreachableError:
         return "not running; it reads the new partition plan when it starts"
     except DagsterRefusedError as refused:

@@ -15,6 +15,7 @@ from market_data_pipeline.defs.workbench import OpensWorkbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan
+from market_data_pipeline.domain.runs import job_name, op_name
 
 GROUP = "candles"
 OWNER = "team:market-data"
@@ -37,16 +38,6 @@ class CandlesConfig(dg.Config):
 def asset_key(interval: Interval) -> dg.AssetKey:
     """``candles/1m`` and its siblings."""
     return dg.AssetKey(["candles", interval.value])
-
-
-def job_name(interval: Interval) -> str:
-    """The job that keeps ``interval``: a derived interval is kept with its source."""
-    return f"candles_{(interval.source or interval).value}"
-
-
-def op_name(interval: Interval) -> str:
-    """The op of that job, which is where its config goes: ``{"ops": {"fetch_candles_1m": {"config": {"refetch": true}}}}``."""
-    return f"fetch_{job_name(interval)}"
 
 
 def family(fetched: Interval) -> tuple[Interval, ...]:

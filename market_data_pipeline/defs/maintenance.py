@@ -12,11 +12,12 @@ import dagster as dg
 from market_data_pipeline.defs.candles import asset_key
 from market_data_pipeline.defs.materialize import report_runless
 from market_data_pipeline.defs.partitions import materialization, symbols_in_order
-from market_data_pipeline.defs.tags import CAUSE, FINISHED, PRUNE, RECONCILE
+from market_data_pipeline.defs.tags import FINISHED, PRUNE
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan, day_in_the_east
+from market_data_pipeline.domain.runs import CAUSE, RECONCILE
 from market_data_pipeline.domain.universe import Instrument
 from market_data_pipeline.settings import Settings
 

@@ -18,6 +18,7 @@ from market_data_pipeline.domain.partitions import (
     cells_between,
     period_start,
 )
+from market_data_pipeline.domain.runs import RANGE_END, RANGE_START, SYMBOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 # The dimensions' names; a multi-partition key joins the two keys in the alphabetical order of these.
 PERIOD, SYMBOL = "period", "symbol"
-# The name of the dynamic partitions, one a symbol.
-SYMBOLS = "symbols"
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 
 # What schedules and sensors say rather than ask for partitions that a run would not find.

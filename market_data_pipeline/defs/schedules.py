@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from market_data_pipeline.defs.candles import family, job_name
+from market_data_pipeline.defs.candles import family
 from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbols_in_order
-from market_data_pipeline.defs.tags import CALENDAR, CAUSE, FRESH_FIRST, POLL, PRIORITY, UNFINISHED
+from market_data_pipeline.defs.tags import CALENDAR, FRESH_FIRST, POLL, UNFINISHED
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import CalendarHours, Cell, PartitionPlan, boxes
+from market_data_pipeline.domain.runs import CAUSE, PRIORITY, job_name
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.domain.universe import Instrument
 from market_data_pipeline.ingest.report import Stretch

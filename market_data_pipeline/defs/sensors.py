@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import psutil
 
-from market_data_pipeline.defs.candles import job_name
-from market_data_pipeline.defs.partitions import ANOTHER_PLAN, SYMBOLS, range_tags, symbols_in_order
+from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbols_in_order
 from market_data_pipeline.defs.schedules import last_closed
-from market_data_pipeline.defs.tags import (
-    CAUSE,
-    FINISHED,
-    GAP,
-    PRIORITY,
-    UNFINISHED,
-    WHEN_THERE_IS_ROOM,
-    cells_in_flight,
-    is_ours,
-)
+from market_data_pipeline.defs.tags import FINISHED, GAP, UNFINISHED, WHEN_THERE_IS_ROOM, cells_in_flight, is_ours
 from market_data_pipeline.defs.workbench import SECONDS_BETWEEN_BEATS, OpensWorkbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS
 from market_data_pipeline.domain.partitions import Box, Cell, PartitionPlan, boxes, cells_between
+from market_data_pipeline.domain.runs import CAUSE, PRIORITY, SYMBOLS, job_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from market_data_pipeline.defs.candles import ASSET_JOB, asset_key, family, job_name
+from market_data_pipeline.defs.candles import ASSET_JOB, asset_key, family
 from market_data_pipeline.defs.partitions import cells_of_tags, symbols_in_order
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS
 from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.runs import RECONCILE, job_name
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,14 +18,12 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.candles import Interval
     from market_data_pipeline.domain.partitions import Cell, PartitionPlan
 
-CAUSE = "mdp/cause"
 GAP = "mdp/gap"
 CALENDAR = "mdp/calendar"
-PRIORITY = "dagster/priority"
 FRESH_FIRST, WHEN_THERE_IS_ROOM = "10", "0"
 
-# The jobs that are not of assets; every op of theirs shows a heartbeat, too.
-POLL, RECONCILE, PRUNE = "poll_candles", "reconcile", "prune_event_log"
+# With RECONCILE the jobs that are not of assets; every op of theirs shows a heartbeat, too.
+POLL, PRUNE = "poll_candles", "prune_event_log"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,

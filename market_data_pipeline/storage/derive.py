@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date
 from itertools import product
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +19,7 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.ports import Fetch
+from market_data_pipeline.domain.sessions import date_of, day_number
 from market_data_pipeline.storage.bulk import (
     CHANNEL,
     INTRADAY,
@@ -48,7 +49,6 @@ DERIVED = "derived"
 # Symbol-sessions of one transaction: some 150,000 bars of 5m.
 SESSIONS_AT_ONCE = 2_000
 MINUTE = Interval.M1.seconds
-EPOCH = date(1970, 1, 1)
 
 
 # One scan of the minutes' primary key a symbol and segment. A bar is computed only where the ledger has its bit in `complete`, and
@@ -247,7 +247,7 @@ def _shapes(segments: Segments, target: Interval) -> list[_Shape]:
         firsts = np.concatenate([start + np.arange(0, length, per_bar) for start, length in zip(starts, lengths, strict=True)])
         shapes.append(
             _Shape(
-                session=EPOCH + timedelta(days=day),
+                session=date_of(day),
                 opens_at=int(segments.starts_at[mine][0]),
                 closes_at=int(segments.ends_at[mine][-1]),
                 minutes=sum(lengths),
@@ -332,7 +332,7 @@ class _Derivation:
             {
                 "session_indexes": list(range(len(sessions))),
                 "symbol_ids": [s.symbol_id for s in sessions],
-                "days": [(s.shape.session - EPOCH).days for s in sessions],
+                "days": [day_number(s.shape.session) for s in sessions],
                 "complete": [bits(s.complete) for s in sessions],
                 "minutes": [bits(s.minutes.present) for s in sessions],
                 "segment_days": self.segments.session.tolist(),

@@ -9,8 +9,6 @@ import orjson
 import pytest
 
 from market_data_pipeline.cli.dagster_client import (
-    RANGE_END,
-    RANGE_START,
     CodeLocation,
     DagsterClient,
     DagsterLostDatabaseError,
@@ -19,6 +17,7 @@ from market_data_pipeline.cli.dagster_client import (
     RunStatus,
     WebserverUnreachableError,
 )
+from market_data_pipeline.domain.runs import RANGE_END, RANGE_START
 
 if TYPE_CHECKING:
     from collections.abc import Callable

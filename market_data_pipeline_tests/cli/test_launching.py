@@ -5,20 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from market_data_pipeline.cli.dagster_client import (
-    RANGE_END,
-    RANGE_START,
-    WILL_RETRY,
-    CodeLocation,
-    Run,
-    RunStatus,
-    WebserverUnreachableError,
-)
+from market_data_pipeline.cli.dagster_client import WILL_RETRY, CodeLocation, Run, RunStatus, WebserverUnreachableError
 from market_data_pipeline.cli.launching import BACKFILL, BATCH, Launched, Launcher, Task
 from market_data_pipeline.cli.progress import progress
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import DatabaseUnreachableError
 from market_data_pipeline.domain.partitions import Box, Cell
+from market_data_pipeline.domain.runs import RANGE_END, RANGE_START
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from market_data_pipeline.defs.materialize import Materializations, report_runless
-from market_data_pipeline.defs.partitions import RANGE_END, RANGE_START
+from market_data_pipeline.domain.runs import RANGE_END, RANGE_START
 
 KEY = dg.AssetKey("some_asset")
 

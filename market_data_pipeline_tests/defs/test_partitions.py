@@ -10,18 +10,11 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_data_pipeline.defs.partitions import (
-    RANGE_END,
-    RANGE_START,
-    candle_partitions,
-    cells_of_tags,
-    partition_key,
-    period_definition,
-    range_tags,
-)
+from market_data_pipeline.defs.partitions import candle_partitions, cells_of_tags, partition_key, period_definition, range_tags
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Box, Cell, Grain, Periods, default_plan, plan_partitions
+from market_data_pipeline.domain.runs import RANGE_END, RANGE_START
 from market_data_pipeline.domain.sessions import trading_calendar
 
 START = date(2023, 11, 15)
