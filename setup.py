@@ -59,7 +59,13 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["mdp=market_data_pipeline.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["mdp=market_data_pipeline.cli.main:main"],
+        # A vendor is one module and one line here, or in the setup of a package of its own (docs/adding-a-provider.md).
+        "market_data_pipeline.providers": [
+            "yahoo=market_data_pipeline.providers.yahoo:YahooProvider.open",
+        ],
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

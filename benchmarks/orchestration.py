@@ -31,8 +31,9 @@ from report import report
 from market_data_pipeline.defs.build import build_definitions
 from market_data_pipeline.defs.workbench import RealWorkbench
 from market_data_pipeline.domain.candles import CandleColumns, Interval
+from market_data_pipeline.domain.capabilities import Capability, RateLimit, bars_capability
 from market_data_pipeline.domain.partitions import Cell, plan_partitions
-from market_data_pipeline.domain.ports import BarsAnswer, BarsCapability, BarsRequest, Fetch
+from market_data_pipeline.domain.ports import BarsAnswer, BarsRequest, Fetch
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.pipeline import Pipeline
@@ -66,15 +67,16 @@ BATCH_SIZE = "DAGSTER_EVENT_BATCH_SIZE"
 class FromMemory:
     """A provider that answers at once with every bar of the calendar."""
 
-    name = "memory"
+    name = "yahoo"
+    account = ""
+    lacking: str | None = None
+    limits: Sequence[RateLimit] = ()
+    probe_symbol = "A"
+    capabilities: Sequence[Capability] = (bars_capability(INTERVAL, reach_seconds=None, span_seconds=366 * 86_400),)
 
     def __init__(self) -> None:
         expected = XNYS.expected_opens(INTERVAL, LAST_SESSION - timedelta(days=400), LAST_SESSION)
         self._opened_at = expected.opened_at
-
-    def capability(self, interval: Interval) -> BarsCapability | None:
-        """Everything, in requests of a year."""
-        return BarsCapability(interval, reach_seconds=None, span_seconds=366 * 86_400)
 
     def fetch_bars(self, request: BarsRequest, *, now: datetime) -> BarsAnswer:
         """The bars in the window, all of one price."""
@@ -121,7 +123,7 @@ def pipeline_on(engine: Engine) -> Pipeline:
         writer=CandleWriter(engine),
         reader=CandleReader(engine),
         deriver=CandleDeriver(engine),
-        provider=FromMemory(),
+        providers={FromMemory.name: FromMemory()},
         calendars=trading_calendar,
     )
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from market_data_pipeline.domain.errors import ConfigurationError
+from market_data_pipeline.domain.capabilities import parse_limits
+from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputError
 from market_data_pipeline.domain.healing import HealingPolicy
 
 YAHOO_QUERY_URL = "https://query2.finance.yahoo.com"
+YAHOO_COOKIE_URL = "https://fc.yahoo.com"
+YAHOO_CRUMB_URL = "https://query1.finance.yahoo.com"
 # Yahoo answers 429 to clients that do not look like a browser (PROVIDERS.md §1).
 BROWSER_USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Safari/537.36"
 
@@ -24,6 +27,29 @@ def _http_url(text: str) -> str:
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+def _names(text: str) -> str:
+    listed = [name.strip() for name in text.split(",")]
+    if not all(listed):
+        raise ValueError(f"{text!r}: expected names of providers with commas between them, such as yahoo,alpaca")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{text!r} names a provider twice")
+    return ",".join(listed)
+
+
+Names = Annotated[str, AfterValidator(_names)]
+
+
+def _limits(text: str) -> str:
+    try:
+        parse_limits(text)
+    except InvalidInputError as wrong:
+        raise ValueError(str(wrong)) from None
+    return text
+
+
+Limits = Annotated[str, AfterValidator(_limits)]
 
 
 class Settings(BaseSettings):
@@ -40,6 +66,45 @@ class Settings(BaseSettings):
     )
     yahoo_base_url: HttpUrl = Field(default=YAHOO_QUERY_URL, description="Base URL of Yahoo's chart host, or of `mdp simulate`.")
     yahoo_user_agent: str = Field(default=BROWSER_USER_AGENT, description="User-Agent sent to Yahoo.")
+    yahoo_cookie_url: HttpUrl = Field(default=YAHOO_COOKIE_URL, description="Where Yahoo hands out the cookie of a session.")
+    yahoo_crumb_url: HttpUrl = Field(default=YAHOO_CRUMB_URL, description="Where Yahoo hands out the crumb of a session.")
+    finnhub_base_url: HttpUrl = Field(default="https://finnhub.io/api/v1", description="Base URL of Finnhub.")
+    finnhub_key: SecretStr | None = Field(default=None, description="Finnhub's API key; sent as a header.")
+    alpaca_base_url: HttpUrl = Field(default="https://data.alpaca.markets", description="Base URL of Alpaca's market data.")
+    alpaca_key_id: SecretStr | None = Field(default=None, description="Alpaca's key id; sent as a header.")
+    alpaca_secret_key: SecretStr | None = Field(default=None, description="Alpaca's secret key; sent as a header.")
+    alpaca_feed: Literal["iex", "sip"] = Field(default="iex", description="Which of Alpaca's feeds this key may use.")
+    massive_base_url: HttpUrl = Field(default="https://api.massive.com", description="Base URL of Massive, formerly Polygon.")
+    massive_key: SecretStr | None = Field(default=None, description="Massive's API key; sent as a header.")
+    alphavantage_base_url: HttpUrl = Field(default="https://www.alphavantage.co", description="Base URL of Alpha Vantage.")
+    alphavantage_key: SecretStr | None = Field(default=None, description="Alpha Vantage's API key; it takes it only in the URL.")
+    cboe_base_url: HttpUrl = Field(default="https://cdn.cboe.com", description="Base URL of CBOE's delayed quotes.")
+    fred_base_url: HttpUrl = Field(default="https://api.stlouisfed.org", description="Base URL of FRED and ALFRED.")
+    fred_key: SecretStr | None = Field(default=None, description="FRED's API key; it takes it only in the URL.")
+    files_dir: Path | None = Field(default=None, description="A directory of vendor files to serve bars from (docs/providers.md).")
+    policy_bars_1m: Names = Field(default="yahoo,alpaca,massive,finnhub,files", description="Who is asked for 1m bars, in order.")
+    policy_bars_1h: Names = Field(default="yahoo,files", description="Who is asked for 1h bars, in order.")
+    policy_eod: Names = Field(
+        default="yahoo,alpaca,massive,alphavantage,finnhub,cboe,files", description="Who is asked for 1d bars, in order."
+    )
+    policy_quotes_l1: Names = Field(default="alpaca,yahoo,finnhub,cboe", description="Who is asked for quotes, in order.")
+    policy_options_chain: Names = Field(default="cboe,yahoo", description="Who is asked for option chains, in order.")
+    policy_macro: Names = Field(default="fred", description="Who is asked for economic series, in order.")
+    allow_source_override: bool = Field(default=True, description="Whether a run may name the provider to ask first.")
+    allow_mixed_feeds: bool = Field(
+        default=False, description="Whether a fallback may fill a gap from a feed that counts other trades (IEX for SIP), labelled."
+    )
+    limits: Limits = Field(default="", description="Rate limits instead of the documented ones: yahoo=5/s,2000/h;finnhub=none.")
+    latency_cap_ms: float = Field(
+        default=1000.0, gt=0, description="The p95 latency at which the health term for latency is spent."
+    )
+    demote_below: float = Field(default=0.55, ge=0, le=1, description="A provider whose health falls below this is asked last.")
+    promote_above: float = Field(default=0.70, ge=0, le=1, description="It is asked in its old place again above this.")
+    breaker_failures: int = Field(default=5, ge=1, description="Failures in a row that open a provider's breaker.")
+    breaker_cooldown_seconds: float = Field(default=60.0, gt=0, description="How long an open breaker rests before one trial.")
+    second_opinion_share: float = Field(
+        default=0.01, ge=0, le=1, description="Share of finished sessions that a second provider is asked about."
+    )
     http_timeout_seconds: float = Field(default=20.0, gt=0, description="Time-out of one HTTP attempt.")
     http_deadline_seconds: float = Field(default=90.0, gt=0, description="Time-out of one request with all its retries.")
     http_attempts: int = Field(default=4, ge=1, description="How often a transient failure is tried, the first time included.")
@@ -62,6 +127,10 @@ class Settings(BaseSettings):
             confirm_after=self.confirm_after, give_up_after=self.give_up_after, backoff_seconds=self.heal_backoff_seconds
         )
 
+    def policy(self, capability: str) -> tuple[str, ...]:
+        """The names of the providers for ``capability``, in order; empty for one that no policy is about."""
+        return tuple(filter(None, str(getattr(self, f"policy_{capability}", "")).split(",")))
+
     @classmethod
     def from_environment(cls) -> Settings:
         """The settings of this process; ConfigurationError names each variable that cannot be used and why."""
@@ -71,4 +140,8 @@ class Settings(BaseSettings):
             # from None: pydantic's text repeats the input, which may be a database URL with its password.
             problems = "; ".join(f"MDP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in invalid.errors(include_input=False))
             raise ConfigurationError(problems) from None
+        if settings.demote_below >= settings.promote_above:
+            raise ConfigurationError(
+                f"MDP_DEMOTE_BELOW {settings.demote_below:g} must be less than MDP_PROMOTE_ABOVE {settings.promote_above:g}"
+            )
         return settings.model_copy(update={"home": Path(os.path.abspath(settings.home.expanduser()))})  # noqa: PTH100 - resolve() would follow symlinks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -11,8 +12,8 @@ from market_data_pipeline.domain.errors import ConfigurationError
 from market_data_pipeline.domain.sessions import parse_overrides, trading_calendar
 from market_data_pipeline.ingest.pipeline import Pipeline
 from market_data_pipeline.providers.http import HttpClient
+from market_data_pipeline.providers.registry import ProviderContext, open_providers
 from market_data_pipeline.providers.simulator_clock import SimulatorClock
-from market_data_pipeline.providers.yahoo import YahooProvider
 from market_data_pipeline.storage.bulk import CandleWriter
 from market_data_pipeline.storage.candles import CandleReader
 from market_data_pipeline.storage.database import database_url, open_engine
@@ -97,7 +98,7 @@ def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
                 writer=CandleWriter(engine),
                 reader=CandleReader(engine),
                 deriver=CandleDeriver(engine),
-                provider=YahooProvider(http, base_url=settings.yahoo_base_url, user_agent=settings.yahoo_user_agent),
+                providers=open_providers(ProviderContext(settings, http, os.environ)),
                 calendars=calendars_of(settings),
             )
     finally:

@@ -166,13 +166,17 @@ def needs_of(request: Request, plan: PartitionPlan, pipeline: Pipeline) -> Needs
             rest, beyond = _within_reach(days, calendars[name], pipeline.reach_seconds(interval), now)
             if beyond:
                 reachable[name], begins[name] = rest, rest[0] if rest else request.end
-                sentence = _beyond_reach(interval, beyond, rest, pipeline.provider.name, calendars[name])
+                sentence = _beyond_reach(interval, beyond, rest, _names_of_providers(pipeline, interval), calendars[name])
                 (left_out if rest else refused).append(sentence)
         cells[interval] = _cells(request, reachable, begins, plan.periods(interval), plan)
     if not any(cells.values()):
         listed = f"none of {_names(request.instruments)} was listed from {request.start} to {request.end}"
         raise InvalidInputError("; ".join(refused) or f"{listed}: expected sessions in which one is")
     return Needs({interval: found for interval, found in cells.items() if found}, (*left_out, *refused))
+
+
+def _names_of_providers(pipeline: Pipeline, interval: Interval) -> str:
+    return ", ".join(provider.name for provider, _ in pipeline.bars_providers(interval.source or interval)) or "any provider"
 
 
 def _refuse_the_future(request: Request, calendars: Collection[TradingCalendar], now: datetime) -> None:

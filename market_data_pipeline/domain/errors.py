@@ -7,11 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from market_data_pipeline.domain.ports import Fetch
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from market_data_pipeline.domain.ports import Fetch
-
 
 class MarketDataError(Exception):
     """Anything that went wrong and that we understood well enough to name."""
@@ -112,3 +107,32 @@ class BarrenError(ProviderError):
     """A well-formed answer with nothing in it where bars were expected. Silence is not evidence of no trading."""
 
     kind = "barren"
+
+
+class StaleError(ProviderError):
+    """An answer from the past: the provider's own newest stamp is older than bars that were due. What it holds may be kept."""
+
+    kind = "stale"
+
+
+class MixedBasisError(ProviderError):
+    """Prices on another split basis than those we hold, or on two in one answer: quarantined, nothing is overwritten."""
+
+    kind = "mixed_basis"
+
+
+class BudgetSpentError(ProviderError):
+    """Our own budget for this provider allows no request in time: nothing was sent. ``wait_seconds``: until one would be."""
+
+    kind = "budget_spent"
+
+    def __init__(self, message: str, *, provider: str, wait_seconds: float) -> None:
+        super().__init__(message, provider=provider)
+        self.wait_seconds = wait_seconds
+
+
+class NoProviderAvailableError(MarketDataError):
+    """Nobody can be asked for this capability now: every provider is without key, disabled, open or out of budget.
+
+    The message lists each with its reason.
+    """

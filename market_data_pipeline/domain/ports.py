@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from market_data_pipeline.domain.capabilities import HISTORY, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
         Int64s,
         Interval,
     )
+    from market_data_pipeline.domain.capabilities import Capability, RateLimit
+    from market_data_pipeline.domain.errors import ProviderError
 
 
 class Clock(Protocol):
@@ -33,20 +37,6 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BarsCapability:
-    """What a provider can do for one interval.
-
-    ``reach_seconds``: how long ago the oldest bar may have opened (None: no limit). ``span_seconds``: the longest window of
-    one request (None: no limit). ``delay_seconds``: how long after a bar's end the provider has it.
-    """
-
-    interval: Interval
-    reach_seconds: int | None
-    span_seconds: int | None
-    delay_seconds: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class BarsRequest:
     """Bars of one symbol, as the provider names it, that opened in the half-open window [start, end), epoch seconds UTC."""
 
@@ -54,6 +44,7 @@ class BarsRequest:
     interval: Interval
     start: int
     end: int
+    priority: Priority = HISTORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +61,15 @@ class CorporateAction:
 class Fetch:
     """The provenance of an answer, or of the lack of one: a row of ``fetches``.
 
-    ``request`` is redacted. ``outcome`` is "ok" or the ``kind`` of a ProviderError. ``dropped`` counts rows left out, by
+    ``interval`` is that of bars, None for everything else; ``capability`` names what was asked for, "" where it follows from the
+    interval. ``request`` is redacted. ``outcome`` is "ok" or the ``kind`` of a ProviderError. ``dropped`` counts rows left out, by
     reason. ``payload_sha256`` is of the body's bytes as received, None where there was no body. ``attempts``: HTTP requests sent
     for it, retries included; 0 where it was refused before sending. ``latency_seconds`` is that of the last attempt.
     """
 
     provider: str
     symbol: str
-    interval: Interval
+    interval: Interval | None
     request: str
     started_at: datetime
     latency_seconds: float
@@ -89,6 +81,7 @@ class Fetch:
     error: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     attempts: int = 1
+    capability: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +99,8 @@ class BarsAnswer:
     ``columns``: every bar with numbers in it, sorted by stamp and unique, stamped with the bar's open (left edge); 1d is stamped
     with midnight UTC of the session date. ``null_opened_at``: the stamps answered with an explicit null bar (no information).
     ``float32_prices``: prices are float32 widened on the wire, so compare them at that resolution. ``currency`` as sent.
+    ``flags``: repair flags (``domain.quality``), one a row of ``columns``, or None where nothing was repaired. ``newest``: the
+    provider's own newest stamp (last trade, epoch seconds), None where it tells none: an answer from the past shows by it.
     """
 
     request: BarsRequest
@@ -115,19 +110,198 @@ class BarsAnswer:
     float32_prices: bool = False
     actions: Sequence[CorporateAction] = ()
     currency: str | None = None
+    flags: Int16s | None = None
+    newest: int | None = None
 
 
-class BarsProvider(Protocol):
-    """A vendor that serves bars. Implementations are safe to call from several threads at once."""
+class Provider(Protocol):
+    """A vendor: what it can do, and under which limits. It has the methods of its capabilities, safe to call from several threads.
+
+    ``account``: whose budget a request spends, the fingerprint of a key and never the key; "" where there is none. ``lacking``:
+    what must be set before it can be asked ("MDP_FINNHUB_KEY is not set"), None where nothing is. ``limits``: as documented.
+    ``probe_symbol``: something it surely knows, for `mdp providers probe`.
+    """
 
     name: str
+    account: str
+    lacking: str | None
+    limits: Sequence[RateLimit]
+    probe_symbol: str
 
-    def capability(self, interval: Interval) -> BarsCapability | None:
-        """What it can do for ``interval``, None where it cannot serve it."""
+    @property
+    def capabilities(self) -> Sequence[Capability]:
+        """Everything it can do, whether this key may or not."""
         ...
+
+
+@runtime_checkable
+class BarsProvider(Provider, Protocol):
+    """A vendor that serves bars."""
 
     def fetch_bars(self, request: BarsRequest, *, now: datetime) -> BarsAnswer:
         """One request, one answer. Raises the ProviderError that says how it failed; never sends a request beyond its reach."""
+        ...
+
+
+@runtime_checkable
+class ManyBarsProvider(BarsProvider, Protocol):
+    """A vendor that serves bars of several symbols in one request (``Capability.symbols_per_request``)."""
+
+    def fetch_bars_of_many(self, requests: Sequence[BarsRequest], *, now: datetime) -> Sequence[BarsAnswer | ProviderError]:
+        """The answers in the order of ``requests``, which share interval and window. Raises where the whole call failed.
+
+        Each answer has its own ``fetch``; the HTTP requests sent are counted (``attempts``) in the first only.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRecord:
+    """Something in an answer that could not be used: as text that survives JSON, with the reason. Kept and replayable."""
+
+    record: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The best bid and ask of one symbol, as the provider names it. Prices in ``currency``; None where the provider has none.
+
+    ``quoted_at``: when the provider says it was so; None where it does not say. Sizes in shares. ``delay_seconds`` as declared.
+    """
+
+    symbol: str
+    bid: float | None
+    ask: float | None
+    bid_size: float | None
+    ask_size: float | None
+    last: float | None
+    last_at: datetime | None
+    quoted_at: datetime | None
+    volume: float | None = None
+    previous_close: float | None = None
+    currency: str | None = None
+    market_state: str | None = None
+    delay_seconds: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuotesAnswer:
+    """Quotes of the symbols asked for. ``unknown``: those that the provider does not know, told apart from those it refused."""
+
+    fetch: Fetch
+    quotes: Sequence[Quote]
+    unknown: Sequence[str] = ()
+    refused: Sequence[RefusedRecord] = ()
+
+
+@runtime_checkable
+class QuotesProvider(Provider, Protocol):
+    """A vendor that serves quotes."""
+
+    def fetch_quotes(self, symbols: Sequence[str], *, priority: Priority, now: datetime) -> QuotesAnswer:
+        """Quotes of at most ``symbols_per_request`` symbols. Raises the ProviderError that says how it failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OptionQuote:
+    """One contract of a chain. ``right``: "C" or "P". ``root``: the option class (SPXW is not SPX; AMD1 is adjusted).
+
+    None where the provider has nothing: never 0 for unknown. ``iv`` and the greeks are the provider's own, unchecked.
+    """
+
+    contract: str
+    root: str
+    expiry: date
+    strike: float
+    right: str
+    bid: float | None
+    ask: float | None
+    last: float | None
+    last_at: datetime | None
+    volume: float | None
+    open_interest: float | None
+    iv: float | None = None
+    delta: float | None = None
+    gamma: float | None = None
+    vega: float | None = None
+    theta: float | None = None
+    rho: float | None = None
+    bid_size: float | None = None
+    ask_size: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChainAnswer:
+    """A chain at one moment. ``taken_at``: the provider's own stamp of it. ``complete``: every expiry that was listed is in it."""
+
+    fetch: Fetch
+    symbol: str
+    taken_at: datetime
+    spot: float | None
+    contracts: Sequence[OptionQuote]
+    complete: bool
+    refused: Sequence[RefusedRecord] = ()
+
+
+@runtime_checkable
+class ChainProvider(Provider, Protocol):
+    """A vendor that serves option chains."""
+
+    def fetch_chain(self, symbol: str, *, expiry: date | None, priority: Priority, now: datetime) -> ChainAnswer:
+        """The chain of one underlying; ``expiry`` None: every expiry. Raises the ProviderError that says how it failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The value of a series for ``observed_on``, as published from ``realtime_start`` to ``realtime_end``, both included (days).
+
+    ``value`` None is what the source says itself ("."): a published absence, which is information.
+    """
+
+    observed_on: date
+    value: float | None
+    realtime_start: date
+    realtime_end: date
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MacroAnswer:
+    """Observations of one series, sorted by (observed_on, realtime_start), one a vintage. The rest as declared."""
+
+    fetch: Fetch
+    series: str
+    observations: Sequence[Observation]
+    units: str | None = None
+    frequency: str | None = None
+    refused: Sequence[RefusedRecord] = ()
+
+
+@runtime_checkable
+class MacroProvider(Provider, Protocol):
+    """A vendor that serves economic series with their vintages."""
+
+    def fetch_observations(
+        self, series: str, *, first: date | None, last: date | None, vintages: bool, priority: Priority, now: datetime
+    ) -> MacroAnswer:
+        """The observations of [first, last], None for no bound; ``vintages``: every one ever published, else the newest.
+
+        Raises the ProviderError that says how it failed.
+        """
+        ...
+
+
+class Budget(Protocol):
+    """The right to send, shared by every process that asks a provider with the same account."""
+
+    def take(self, provider: str, account: str, priority: Priority, *, patience_seconds: float) -> None:
+        """Return when one request may be sent at once. Raises BudgetSpentError where that is further away than the patience."""
+        ...
+
+    def refused(self, provider: str, account: str, *, retry_after_seconds: float | None) -> None:
+        """The provider said 429: hold everybody back, and learn a lower limit."""
         ...
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from market_data_pipeline.domain.candles import Interval
-    from market_data_pipeline.domain.ports import BarsAnswer, BarsCapability
+    from market_data_pipeline.domain.capabilities import Capability
+    from market_data_pipeline.domain.ports import BarsAnswer, BarsProvider
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
 
@@ -139,12 +140,12 @@ def ingest_candles(
     Only what the ledger lacks is asked for; ``refetch`` asks again for what is there (revisions are kept, nothing is deleted).
     Repeating it is safe. A request that fails fails its own sessions: their reports say why, the others are stored.
     """
-    capability = pipeline.provider.capability(interval)
-    if capability is None:
-        raise InvalidInputError(f"{pipeline.provider.name} does not serve {interval} bars")
+    serving = pipeline.bars_providers(interval)
+    if not serving:
+        raise InvalidInputError(f"no provider serves {interval} bars")
     by_instrument = groupby(sorted(stretches, key=lambda s: s.instrument.symbol_id), key=lambda s: s.instrument.symbol_id)
     groups = [list(group) for _, group in by_instrument]
-    ingest = _Ingest(pipeline, interval, capability, run_id)
+    ingest = _Ingest(pipeline, interval, *serving[0], run_id)
     for at in range(0, len(groups), _INSTRUMENTS_AT_ONCE):
         yield from ingest.carry_out(ingest.plan(groups[at : at + _INSTRUMENTS_AT_ONCE], refetch=refetch))
 
@@ -152,8 +153,11 @@ def ingest_candles(
 class _Ingest:
     """One pass over the instruments, chunk by chunk: what a failure taught holds for the chunks to come."""
 
-    def __init__(self, pipeline: Pipeline, interval: Interval, capability: BarsCapability, run_id: str | None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, interval: Interval, provider: BarsProvider, capability: Capability, run_id: str | None
+    ) -> None:
         self._pipeline, self._interval, self._capability, self._run_id = pipeline, interval, capability, run_id
+        self._provider = provider
         self._settle = pipeline.settle_seconds(interval)
         self._read_clock()
         self._stopped: ProviderError | None = None
@@ -252,9 +256,9 @@ class _Ingest:
             job.failure = f"not asked: {known_bad or self._stopped}"
             done.append(job)
             return
-        request = BarsRequest(instrument.name_at(self._pipeline.provider.name), self._interval, job.window.start, job.window.end)
+        request = BarsRequest(instrument.name_at(self._provider.name), self._interval, job.window.start, job.window.end)
         job.was_sent = True
-        in_flight[pool.submit(self._pipeline.provider.fetch_bars, request, now=self._now)] = job
+        in_flight[pool.submit(self._provider.fetch_bars, request, now=self._now)] = job
 
     def _settled(self, job: _Job, future: Future[BarsAnswer]) -> _Job:
         work = job.work
@@ -277,7 +281,7 @@ class _Ingest:
             settle_seconds=self._settle,
         )
         if job.judged.barren:
-            job.failure = str(BarrenError("answered, with no bar where some were due", provider=self._pipeline.provider.name))
+            job.failure = str(BarrenError("answered, with no bar where some were due", provider=self._provider.name))
         return job
 
     def _learn(self, instrument: Instrument, error: ProviderError) -> None:
@@ -336,7 +340,7 @@ class _Ingest:
         symbol_ids = [job.work.instrument.symbol_id for job, _ in answered]
         return CandleBatch(
             interval=self._interval,
-            provider=self._pipeline.provider.name,
+            provider=self._provider.name,
             symbol_id=np.repeat(np.array(symbol_ids, np.int32), lengths),
             columns=CandleColumns.concat([judged.columns for _, judged in answered]),
             session_index=np.concatenate(
@@ -368,7 +372,7 @@ class _Ingest:
                 self._pipeline, work.instrument, self._interval, work.grid, work.after or work.masks, now=self._now_seconds
             )
             for stretch in work.stretches:
-                yield work.report(stretch, codes, provider=self._pipeline.provider.name)
+                yield work.report(stretch, codes, provider=self._provider.name)
 
     def _rows(self, instruments: Iterable[Instrument], first: date, last: date) -> dict[int, list[LedgerRow]]:
         return rows_by_symbol(self._pipeline.ledger.rows([i.symbol_id for i in instruments], self._interval, first, last))

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from market_data_pipeline.domain.capabilities import bars
+from market_data_pipeline.domain.ports import BarsProvider
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     import sqlalchemy as sa
 
     from market_data_pipeline.domain.candles import Interval
-    from market_data_pipeline.domain.ports import BarsProvider, Clock
+    from market_data_pipeline.domain.capabilities import Capability
+    from market_data_pipeline.domain.ports import Clock, Provider
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.bulk import CandleWriter
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Everything real: the database's stores, the provider, the calendars and the clock."""
+    """Everything real: the database's stores, the providers, the calendars and the clock."""
 
     settings: Settings
     clock: Clock
@@ -34,7 +38,7 @@ class Pipeline:
     writer: CandleWriter
     reader: CandleReader
     deriver: CandleDeriver
-    provider: BarsProvider
+    providers: Mapping[str, Provider]
     calendars: Callable[[str], TradingCalendar]
 
     def known_at(self, now: datetime) -> datetime | None:
@@ -44,12 +48,26 @@ class Pipeline:
         """
         return now if self.clock.is_virtual else None
 
+    def capability(self, interval: Interval) -> Capability | None:
+        """Of the first provider in the policy that can serve ``interval`` (through its source where it is derived)."""
+        return next((capability for _, capability in self.bars_providers(interval.source or interval)), None)
+
+    def bars_providers(self, interval: Interval) -> list[tuple[BarsProvider, Capability]]:
+        """Those that the policy names, in its order, that lack nothing and serve ``interval`` itself."""
+        wanted = bars(interval)
+        found: list[tuple[BarsProvider, Capability]] = []
+        for name in self.settings.policy(wanted):
+            provider = self.providers.get(name)
+            if isinstance(provider, BarsProvider) and provider.lacking is None:
+                found.extend((provider, capability) for capability in provider.capabilities if capability.name == wanted)
+        return found
+
     def settle_seconds(self, interval: Interval) -> int:
-        """How long after its end a bar of ``interval`` is still pending: our margin, or the provider's longer delay."""
-        capability = self.provider.capability(interval.source or interval)
+        """How long after its end a bar of ``interval`` is still pending: our margin, or the first provider's longer delay."""
+        capability = self.capability(interval)
         return max(self.settings.settle_seconds, capability.delay_seconds if capability else 0)
 
     def reach_seconds(self, interval: Interval) -> int | None:
-        """How far back the provider serves ``interval``, through its source where it is derived; None for no limit."""
-        capability = self.provider.capability(interval.source or interval)
-        return None if capability is None else capability.reach_seconds
+        """How far back any provider serves ``interval``, through its source where it is derived; None for no limit."""
+        reaches = [capability.reach_seconds for _, capability in self.bars_providers(interval.source or interval)]
+        return None if None in reaches else max((reach for reach in reaches if reach is not None), default=None)

@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from market_data_pipeline.domain.candles import Bools
-    from market_data_pipeline.domain.ports import BarsCapability
+    from market_data_pipeline.domain.capabilities import Capability
     from market_data_pipeline.ingest.grid import Grid
 
 # A request sent exactly at the edge of a provider's reach is late when it arrives; a minute is more than a request may take.
@@ -27,12 +27,12 @@ class Window:
     sessions: slice
 
 
-def within_reach(grid: Grid, capability: BarsCapability, now: int) -> Bools:
+def within_reach(grid: Grid, capability: Capability, now: int) -> Bools:
     """The bars that a request sent now may still ask for."""
     return grid.starts_at >= _oldest(capability, now)
 
 
-def windows(grid: Grid, wanted: Bools, due: Bools, capability: BarsCapability, *, now: int) -> list[Window]:
+def windows(grid: Grid, wanted: Bools, due: Bools, capability: Capability, *, now: int) -> list[Window]:
     """The fewest windows, in order, that cover every wanted bar and that the provider accepts.
 
     ``wanted`` and ``due`` have one element a bar of ``grid``. A finished session is asked for whole, so that each missing
@@ -60,5 +60,5 @@ def _any_in_session(grid: Grid, mask: Bools) -> Bools:
     return counted[grid.offsets[1:]] > counted[grid.offsets[:-1]]
 
 
-def _oldest(capability: BarsCapability, now: int) -> int:
+def _oldest(capability: Capability, now: int) -> int:
     return -(1 << 62) if capability.reach_seconds is None else now - capability.reach_seconds + REACH_MARGIN_SECONDS

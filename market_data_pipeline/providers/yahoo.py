@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
+from market_data_pipeline.domain.capabilities import RateLimit, Stamp, bars_capability
 from market_data_pipeline.domain.errors import (
     EntitlementError,
     OutOfReachError,
@@ -27,27 +28,31 @@ from market_data_pipeline.domain.errors import (
     TransientError,
     UnknownSymbolError,
 )
-from market_data_pipeline.domain.ports import BarsAnswer, BarsCapability, CorporateAction, Fetch
+from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction, Fetch
 from market_data_pipeline.providers.http import describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
+    from market_data_pipeline.domain.capabilities import Capability
     from market_data_pipeline.domain.ports import BarsRequest
     from market_data_pipeline.providers.http import Attempt, HttpAnswer, HttpClient
+    from market_data_pipeline.providers.registry import ProviderContext
 
 NAME = "yahoo"
 _DAY = 86_400
 
 # 5m, 15m and 30m are absent on purpose: we derive them from 1m, and for 30m Yahoo returns 60m bars.
-CAPABILITIES: Mapping[Interval, BarsCapability] = MappingProxyType(
+CAPABILITIES: Mapping[Interval, Capability] = MappingProxyType(
     {
-        Interval.M1: BarsCapability(Interval.M1, reach_seconds=30 * _DAY, span_seconds=8 * _DAY),
-        Interval.H1: BarsCapability(Interval.H1, reach_seconds=730 * _DAY, span_seconds=None),
-        Interval.D1: BarsCapability(Interval.D1, reach_seconds=None, span_seconds=None),
+        Interval.M1: bars_capability(Interval.M1, reach_seconds=30 * _DAY, span_seconds=8 * _DAY),
+        Interval.H1: bars_capability(Interval.H1, reach_seconds=730 * _DAY, span_seconds=None),
+        Interval.D1: bars_capability(Interval.D1, reach_seconds=None, span_seconds=None, stamp=Stamp.DATE),
     }
 )
+# Yahoo publishes no quota. This is what its own pages ask for in an evening's use; a 429 teaches the rest.
+LIMITS = (RateLimit(5, 1.0), RateLimit(2000, 3600.0))
 
 # What meta.dataGranularity may say; anything else is another interval than asked (the 30m bug, silent coarsening).
 _GRANULARITIES = {Interval.M1: {"1m"}, Interval.H1: {"1h", "60m"}, Interval.D1: {"1d"}}
@@ -83,15 +88,22 @@ class YahooProvider:
     """Bars from Yahoo's keyless chart endpoint. Safe to use from several threads."""
 
     name = NAME
+    account = ""
+    lacking: str | None = None
+    limits: Sequence[RateLimit] = LIMITS
+    probe_symbol = "AAPL"
+    capabilities: Sequence[Capability] = tuple(CAPABILITIES.values())
+
+    @classmethod
+    def open(cls, context: ProviderContext) -> Self:
+        """From the settings: no key is needed."""
+        settings = context.settings
+        return cls(context.http, base_url=settings.yahoo_base_url, user_agent=settings.yahoo_user_agent)
 
     def __init__(self, http: HttpClient, *, base_url: str, user_agent: str) -> None:
         self._http = http
         self._base_url = base_url.rstrip("/")
         self._headers = {"user-agent": user_agent, "accept": "application/json"}
-
-    def capability(self, interval: Interval) -> BarsCapability | None:
-        """Reach and span of ``interval``; None for the intervals we derive."""
-        return CAPABILITIES.get(interval)
 
     def fetch_bars(self, request: BarsRequest, *, now: datetime) -> BarsAnswer:
         """One request, one answer. An error carries the provenance of the request as ``fetch``.

@@ -19,6 +19,7 @@ import numpy as np
 import psycopg2
 import psycopg2.errors
 
+from market_data_pipeline.domain.capabilities import bars
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, DiskError, InvalidInputError
 from market_data_pipeline.domain.healing import SessionAnswer, after_answer
@@ -627,13 +628,13 @@ class _Bars:
 
 RECORD_FETCHES = """
 insert into fetches (provider, symbol_id, interval_s, request, started_at, latency_seconds, outcome, status, rows,
-                     payload_bytes, payload_sha256, error, attempts, dropped, run_id)
+                     payload_bytes, payload_sha256, error, attempts, dropped, capability, run_id)
 select provider, symbol_id, interval_s, request, started_at, latency_seconds, outcome, status, rows,
-       payload_bytes, payload_sha256, error, attempts, dropped, %s
+       payload_bytes, payload_sha256, error, attempts, dropped, capability, %s
   from unnest(%s::text[], %s::int4[], %s::int4[], %s::text[], %s::timestamptz[], %s::float8[], %s::text[], %s::int4[], %s::int4[],
-              %s::int8[], %s::text[], %s::text[], %s::int4[], %s::jsonb[]) with ordinality
+              %s::int8[], %s::text[], %s::text[], %s::int4[], %s::jsonb[], %s::text[]) with ordinality
        as k(provider, symbol_id, interval_s, request, started_at, latency_seconds, outcome, status, rows,
-            payload_bytes, payload_sha256, error, attempts, dropped, place)
+            payload_bytes, payload_sha256, error, attempts, dropped, capability, place)
  order by place
 returning fetch_id"""
 
@@ -648,7 +649,7 @@ def record_fetches(cursor: Cursor, fetches: Sequence[Fetch], symbol_ids: Sequenc
             run_id,
             [fetch.provider for fetch in fetches],
             list(symbol_ids),
-            [fetch.interval.seconds for fetch in fetches],
+            [None if fetch.interval is None else fetch.interval.seconds for fetch in fetches],
             [_storable(fetch.request) for fetch in fetches],
             [fetch.started_at for fetch in fetches],
             [fetch.latency_seconds for fetch in fetches],
@@ -660,6 +661,7 @@ def record_fetches(cursor: Cursor, fetches: Sequence[Fetch], symbol_ids: Sequenc
             [None if fetch.error is None else _storable(fetch.error) for fetch in fetches],
             [fetch.attempts for fetch in fetches],
             [json.dumps(dict(fetch.dropped)) for fetch in fetches],
+            [fetch.capability or ("" if fetch.interval is None else bars(fetch.interval)) for fetch in fetches],
         ),
     )
     # Numbers are given out in the order of insertion; the order of RETURNING is not promised.

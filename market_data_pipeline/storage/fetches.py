@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _LATEST = """
 select f.fetch_id, f.symbol_id, f.run_id, f.recorded_at, f.provider, u.symbol, f.interval_s, f.request, f.started_at,
-       f.latency_seconds, f.outcome, f.status, f.rows, f.payload_bytes, f.payload_sha256, f.error, f.attempts, f.dropped
+       f.latency_seconds, f.outcome, f.status, f.rows, f.payload_bytes, f.payload_sha256, f.error, f.attempts, f.dropped,
+       f.capability
   from fetches f join symbol_universe u using (symbol_id)
  where f.symbol_id = %(symbol_id)s and f.interval_s = %(interval_s)s
  order by f.recorded_at desc, f.fetch_id desc
@@ -60,7 +61,7 @@ class FetchStore:
                     fetch=Fetch(
                         provider=row.provider,
                         symbol=row.symbol,
-                        interval=Interval.of_seconds(row.interval_s),
+                        interval=Interval.of_seconds(row.interval_s) if row.interval_s else None,
                         request=row.request,
                         started_at=row.started_at,
                         latency_seconds=row.latency_seconds,
@@ -72,6 +73,7 @@ class FetchStore:
                         error=row.error,
                         attempts=row.attempts,
                         dropped=row.dropped,
+                        capability="" if row.interval_s else row.capability,
                     ),
                 )
                 for row in connection.exec_driver_sql(_LATEST, parameters)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
-from market_data_pipeline.domain.ports import BarsAnswer, BarsCapability, BarsRequest, Fetch
+from market_data_pipeline.domain.capabilities import bars_capability
+from market_data_pipeline.domain.ports import BarsAnswer, BarsRequest, Fetch
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.plan import Window
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 XNYS = trading_calendar("XNYS")
 MONDAY = date(2024, 12, 2)
 FRIDAY = date(2024, 12, 6)
-MINUTES = BarsCapability(Interval.M1, reach_seconds=30 * 86400, span_seconds=8 * 86400)
+MINUTES = bars_capability(Interval.M1, reach_seconds=30 * 86400, span_seconds=8 * 86400)
 
 
 def instant(text: str) -> int:

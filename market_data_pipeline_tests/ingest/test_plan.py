@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.ports import BarsCapability
+from market_data_pipeline.domain.capabilities import bars_capability
 from market_data_pipeline.ingest.plan import windows, within_reach
 from market_data_pipeline_tests.ingest.builders import FRIDAY, LONG_AFTER, MINUTES, MONDAY, grid_of, instant
 
@@ -59,7 +59,7 @@ def test_a_request_never_begins_beyond_the_reach() -> None:
 def test_daily_bars_of_years_are_one_request_where_the_provider_has_no_span() -> None:
     grid = grid_of(date(2014, 1, 2), date(2024, 12, 31), Interval.D1)
     wanted = np.ones(len(grid.opened_at), bool)
-    [window] = windows(grid, wanted, wanted, BarsCapability(Interval.D1, None, None), now=LONG_AFTER)
+    [window] = windows(grid, wanted, wanted, bars_capability(Interval.D1, reach_seconds=None, span_seconds=None), now=LONG_AFTER)
     assert window.sessions == slice(0, len(grid))
 
 
@@ -67,7 +67,7 @@ def test_daily_bars_of_years_are_one_request_where_the_provider_has_no_span() ->
 def test_windows_cover_every_wanted_bar_once_and_never_exceed_the_span(places: set[int], span_days: int) -> None:
     wanted = np.zeros(len(FORTNIGHT.opened_at), bool)
     wanted[list(places)] = True
-    capability = BarsCapability(Interval.M1, None, span_days * 86400)
+    capability = bars_capability(Interval.M1, reach_seconds=None, span_seconds=span_days * 86400)
     cut = windows(FORTNIGHT, wanted, ALL_DUE, capability, now=LONG_AFTER)
     times_covered = sum((FORTNIGHT.starts_at >= w.start) & (FORTNIGHT.ends_at <= w.end) for w in cut)
     assert not places or (np.asarray(times_covered)[list(places)] == 1).all()

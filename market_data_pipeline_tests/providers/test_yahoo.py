@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_data_pipeline.domain.candles import DERIVED_INTERVALS, FETCHED_INTERVALS, Interval
+from market_data_pipeline.domain.candles import DERIVED_INTERVALS, Interval
 from market_data_pipeline.domain.errors import (
     EntitlementError,
     OutOfReachError,
@@ -112,8 +112,7 @@ def failure_of(reply: Reply, *more: Reply, request: BarsRequest = MINUTES) -> tu
 def test_reach_and_span_are_those_yahoo_enforces() -> None:
     with client() as http:
         yahoo = provider_at("http://127.0.0.1:1", http)
-        known = {i: yahoo.capability(i) for i in FETCHED_INTERVALS}
-    shown = {i: (c.reach_seconds, c.span_seconds) for i, c in known.items() if c}
+        shown = {c.interval: (c.reach_seconds, c.span_seconds) for c in yahoo.capabilities if c.interval}
     day = 86_400
     assert shown == {Interval.M1: (30 * day, 8 * day), Interval.H1: (730 * day, None), Interval.D1: (None, None)}
 
@@ -122,7 +121,7 @@ def test_reach_and_span_are_those_yahoo_enforces() -> None:
 def test_the_intervals_we_derive_are_not_served(interval: Interval) -> None:
     with Loopback(Reply()) as server, client() as http:
         yahoo = provider_at(server.url, http)
-        assert yahoo.capability(interval) is None
+        assert interval not in {capability.interval for capability in yahoo.capabilities}
         with pytest.raises(OutOfReachError):
             yahoo.fetch_bars(replace(MINUTES, interval=interval), now=NOW)
         assert server.requests == []
