@@ -18,6 +18,7 @@ from urllib.parse import quote, quote_plus
 import httpx
 import tenacity
 
+from market_data_pipeline.domain.capabilities import HISTORY
 from market_data_pipeline.domain.errors import (
     ConfigurationError,
     EntitlementError,
@@ -31,6 +32,8 @@ from market_data_pipeline.domain.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from market_data_pipeline.domain.capabilities import Priority
+    from market_data_pipeline.domain.ports import Budget
     from market_data_pipeline.settings import Settings
 
 _SENSITIVE_NAME = r"[\w.-]*(?:token|key|crumb|secret|passw(?:or)?d|signature|authorization|credential|cookie)[\w.-]*"
@@ -151,6 +154,9 @@ class _Call:
     check: Callable[[HttpAnswer], None] | None
     attempts: list[Attempt]
     deadline: float
+    account: str
+    priority: Priority
+    cached: bool
 
     @property
     def secrets(self) -> frozenset[str]:
@@ -182,12 +188,14 @@ class HttpClient:
         self,
         policy: HttpPolicy | None = None,
         *,
+        budget: Budget | None = None,
         sleep: Callable[[float], None] = tenacity.nap.sleep,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         rng: random.Random | None = None,
     ) -> None:
         self.policy = policy or HttpPolicy()
+        self._budget = budget
         self._sleep = sleep
         self._clock = clock
         self._wall_clock = wall_clock
@@ -208,7 +216,7 @@ class HttpClient:
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings) -> Iterator[HttpClient]:
+    def open(cls, settings: Settings, budget: Budget | None = None) -> Iterator[HttpClient]:
         """A client with the time-outs and limits of ``settings``, closed at the end."""
         policy = HttpPolicy(
             timeout_seconds=settings.http_timeout_seconds,
@@ -219,7 +227,7 @@ class HttpClient:
             # One more than the requests in flight: the simulator's clock is asked over the same pool.
             connections=settings.requests_in_flight + 1,
         )
-        with cls(policy) as client:
+        with cls(policy, budget=budget) as client:
             yield client
 
     def __enter__(self) -> Self:
@@ -232,28 +240,35 @@ class HttpClient:
         """Close the connections. Repeating it is safe."""
         self._client.close()
 
-    def get(
+    def get(  # noqa: PLR0913 - what is asked, for whom, and how the answer is to be taken
         self,
         url: str,
         params: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
         *,
         provider: str,
+        account: str = "",
+        priority: Priority = HISTORY,
         check: Callable[[HttpAnswer], None] | None = None,
         attempts: list[Attempt] | None = None,
+        cached: bool = False,
     ) -> HttpAnswer:
         """The answer to GET ``url``, after as many attempts as the policy allows for transient failures.
+
+        Every request, each attempt by itself, is taken from the budget of ``provider`` and ``account`` first, for ``priority``; a
+        429 tells the budget. ``cached``: an answer we hold may be used where the provider says that it still stands.
 
         ``check`` sees each answer and may raise: a TransientError (an outage page with status 200) is retried like a 503. Every
         request sent is appended to ``attempts``, also when the call raises.
 
         Raises TransientError (time-out, reset, DNS, TLS, truncated or corrupt body, 5xx), RateLimitedError (429: at once, unless
         the provider named a wait that fits the deadline), EntitlementError (401, 402, 403), PayloadError (a body too large or in
-        an encoding we did not ask for), ConfigurationError (a URL that cannot be requested). Redirects are returned, not followed.
+        an encoding we did not ask for), BudgetSpentError (our own budget leaves no room in time: nothing was sent),
+        ConfigurationError (a URL that cannot be requested). Redirects are returned, not followed.
         """
         attempts = [] if attempts is None else attempts
         deadline = self._clock() + self.policy.deadline_seconds
-        call = _Call(url, params or {}, headers or {}, provider, check, attempts, deadline)
+        call = _Call(url, params or {}, headers or {}, provider, check, attempts, deadline, account, priority, cached)
         retrying = tenacity.Retrying(
             sleep=self._sleep,
             retry=tenacity.retry_if_exception_type(_Retriable),
@@ -278,6 +293,7 @@ class HttpClient:
 
     def _attempt(self, call: _Call) -> HttpAnswer:
         """Send it once and note how that went. Raises _Retriable where another attempt may be sent."""
+        self._take_from_budget(call)
         started = self._clock()
         answer: HttpAnswer | None = None
         failure: ProviderError
@@ -301,10 +317,23 @@ class HttpClient:
         call.attempts.append(_noted(failure.kind, latency, answer, error=str(failure)))
         retry_after = self._retry_after(answer.headers) if answer else None
         if isinstance(failure, RateLimitedError):
-            failure.retry_after_seconds = retry_after
+            self._note_refusal(call, failure, retry_after)
+            retry_after = failure.retry_after_seconds
         if isinstance(failure, TransientError) or (isinstance(failure, RateLimitedError) and retry_after is not None):
             raise _Retriable(failure, retry_after)
         raise failure
+
+    def _take_from_budget(self, call: _Call) -> None:
+        """Before the attempt and no part of it: what is refused was never sent, and the wait is no latency of the provider."""
+        if self._budget is not None:
+            patience = max(call.deadline - self._clock(), 0.0)
+            self._budget.take(call.provider, call.account, call.priority, patience_seconds=patience)
+
+    def _note_refusal(self, call: _Call, refusal: RateLimitedError, retry_after: float | None) -> None:
+        if refusal.retry_after_seconds is None:
+            refusal.retry_after_seconds = retry_after
+        if self._budget is not None:
+            self._budget.refused(call.provider, call.account, retry_after_seconds=refusal.retry_after_seconds)
 
     def _send(self, call: _Call, started: float) -> HttpAnswer:
         patience = min(self.policy.timeout_seconds, call.deadline - started)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from types import MappingProxyType
@@ -15,7 +12,6 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import numpy as np
-import orjson
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
 from market_data_pipeline.domain.capabilities import RateLimit, Stamp, bars_capability
@@ -28,16 +24,28 @@ from market_data_pipeline.domain.errors import (
     TransientError,
     UnknownSymbolError,
 )
-from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction, Fetch
+from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction
 from market_data_pipeline.providers.http import describe
+from market_data_pipeline.providers.wire import (
+    COLUMNS,
+    Exchange,
+    mapping,
+    numbers,
+    only,
+    parse_json,
+    refuse_outage,
+    shown,
+    sorted_and_unique,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
+    from market_data_pipeline.domain.candles import Bools, Int64s
     from market_data_pipeline.domain.capabilities import Capability
     from market_data_pipeline.domain.ports import BarsRequest
-    from market_data_pipeline.providers.http import Attempt, HttpAnswer, HttpClient
+    from market_data_pipeline.providers.http import HttpAnswer, HttpClient
     from market_data_pipeline.providers.registry import ProviderContext
 
 NAME = "yahoo"
@@ -61,10 +69,7 @@ _GRANULARITIES = {Interval.M1: {"1m"}, Interval.H1: {"1h", "60m"}, Interval.D1: 
 # Four hours reach every such open and no session of the day before.
 _DAILY_LEAD_SECONDS = 4 * 3600
 
-_PRICES = ("open", "high", "low", "close")
-_COLUMNS = (*_PRICES, "volume")
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,25 +119,29 @@ class YahooProvider:
         url = f"{self._base_url}/v8/finance/chart/{quote(request.symbol, safe='')}"
         parameters = _parameters(request)
         described = describe(url, parameters, self._headers)
-        attempts: list[Attempt] = []
+        exchange = Exchange(provider=NAME, symbol=request.symbol, interval=request.interval, request=described, started_at=now)
         charts: list[ParsedChart] = []
 
         def check(answer: HttpAnswer) -> None:
             # Inside the attempt, so that an outage which only the body tells of is retried by the one loop there is.
-            _refuse_outage(answer)
+            refuse_outage(answer, NAME)
             charts.append(_chart_of(answer, request))
 
-        try:
+        with exchange.on_record():
             _refuse_beyond_reach(request, now)
-            self._http.get(url, parameters, self._headers, provider=NAME, check=check, attempts=attempts)
-        except ProviderError as error:
-            error.fetch = _provenance(request, described, now, attempts, outcome=error.kind, error=str(error))
-            raise
+            self._http.get(
+                url,
+                parameters,
+                self._headers,
+                provider=NAME,
+                priority=request.priority,
+                check=check,
+                attempts=exchange.attempts,
+            )
         chart = charts[-1]
-        fetch = _provenance(request, described, now, attempts, outcome="ok", chart=chart)
         return BarsAnswer(
             request=request,
-            fetch=fetch,
+            fetch=exchange.provenance(rows=len(chart.columns), dropped=chart.dropped),
             columns=chart.columns,
             null_opened_at=chart.null_opened_at,
             float32_prices=True,
@@ -174,53 +183,7 @@ def _window(request: BarsRequest) -> str:
     return f"{request.symbol} {request.interval} from {first} to {last}"
 
 
-def _provenance(
-    request: BarsRequest,
-    described: str,
-    now: datetime,
-    attempts: Sequence[Attempt],
-    *,
-    outcome: str,
-    chart: ParsedChart | None = None,
-    error: str | None = None,
-) -> Fetch:
-    last = attempts[-1] if attempts else None
-    earlier = "; ".join(str(attempt.error) for attempt in attempts[:-1])
-    return Fetch(
-        provider=NAME,
-        symbol=request.symbol,
-        interval=request.interval,
-        request=described,
-        started_at=now,
-        latency_seconds=last.latency_seconds if last else 0.0,
-        outcome=outcome,
-        status=last.status if last else None,
-        rows=len(chart.columns) if chart else 0,
-        payload_bytes=last.payload_bytes if last else 0,
-        payload_sha256=last.payload_sha256 if last else None,
-        # A success after failures says so: nothing that happened on the way is hidden.
-        error=" | ".join(filter(None, (error, earlier and f"earlier attempts: {earlier}"))) or None,
-        dropped=chart.dropped if chart else {},
-        attempts=len(attempts),
-    )
-
-
 # --- what kind of answer -----------------------------------------------------------------------------------------------
-
-
-def _refuse_outage(answer: HttpAnswer) -> None:
-    """Raise for answers that are not the chart service's own words: outages and walls, whatever status they come with."""
-    start = answer.body.removeprefix(_BOM).lstrip()[:64]
-    if answer.status in range(300, 400):
-        raise TransientError(f"HTTP {answer.status}: sent elsewhere, perhaps to a consent page", provider=NAME)
-    if "html" in answer.content_type or start.startswith(b"<"):
-        raise TransientError(f"HTTP {answer.status} with a web page: {answer.excerpt()}", provider=NAME)
-    if start.removeprefix(b"Edge: ").startswith(b"Too Many Requests"):
-        raise RateLimitedError(f"HTTP {answer.status} {answer.excerpt()}", provider=NAME)
-    if not start:
-        raise TransientError(f"HTTP {answer.status} with an empty body", provider=NAME)
-    if start.startswith(b"{") and not answer.body.rstrip().endswith(b"}"):
-        raise TransientError(f"HTTP {answer.status} with JSON that is cut short ({len(answer.body):,} bytes)", provider=NAME)
 
 
 def _chart_of(answer: HttpAnswer, request: BarsRequest) -> ParsedChart:
@@ -235,7 +198,7 @@ def _chart_of(answer: HttpAnswer, request: BarsRequest) -> ParsedChart:
 
 def _chart_error(error: object, request: BarsRequest) -> ProviderError | None:
     """The error that ``chart.error`` stands for; None where it only says that there is no data in the window."""
-    code, description = (str(_mapping(error).get(key, "")) for key in ("code", "description"))
+    code, description = (str(mapping(error, NAME).get(key, "")) for key in ("code", "description"))
     message = f"{request.symbol}: {code}: {description}"[:300]
     # Asked for a window before the listing, Yahoo says "Bad Request", "Data doesn't exist for startDate = …".
     if description.startswith("Data doesn't exist for startDate"):
@@ -264,19 +227,19 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
 
     Raises PayloadError where the body is not what Yahoo documents (nothing of it may be used), and the error of ``chart.error``.
     """
-    chart = _mapping(_mapping(_json(body)).get("chart"))
+    chart = mapping(mapping(parse_json(body, NAME), NAME).get("chart"), NAME)
     if chart.get("error") is not None:
         failure = _chart_error(chart["error"], request)
         if failure is not None:
             raise failure
         return ParsedChart(CandleColumns.empty(), np.empty(0, np.int64))
-    result = _mapping(_only(chart.get("result"), "chart.result"))
-    meta = _mapping(result.get("meta"))
-    quotes = _mapping(_only(_mapping(result.get("indicators")).get("quote"), "indicators.quote"))
+    result = mapping(only(chart.get("result"), "chart.result", NAME), NAME)
+    meta = mapping(result.get("meta"), NAME)
+    quotes = mapping(only(mapping(result.get("indicators"), NAME).get("quote"), "indicators.quote", NAME), NAME)
     stamps = _stamps(result.get("timestamp"))
     _check_meta(meta, quotes, request)
     dropped = Counter[str]()
-    actions = _actions(_mapping(result.get("events") or {}), meta, dropped)
+    actions = _actions(mapping(result.get("events") or {}, NAME), meta, dropped)
     columns, null_opened_at = _rows(stamps, quotes, request, meta, dropped)
     return ParsedChart(
         columns=columns,
@@ -288,92 +251,21 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
     )
 
 
-def _json(body: bytes) -> object:
-    text = body.removeprefix(_BOM)
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        # NaN and Infinity are not JSON, and Yahoo has sent both: kept as text, so that only the rows that hold them are refused.
-        return json.loads(text, parse_constant=str)
-    except (ValueError, RecursionError) as invalid:
-        raise PayloadError(f"the body is not JSON: {invalid}"[:200], provider=NAME) from None
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise PayloadError(f"an object was expected where the body has {_shown(value)}", provider=NAME)
-    return value
-
-
-def _only(value: object, where: str) -> object:
-    if not isinstance(value, list) or len(value) != 1:
-        raise PayloadError(f"{where} is not a list of one element: {_shown(value)}", provider=NAME)
-    return value[0]
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:60]
-
-
 def _check_meta(meta: Mapping[str, Any], quotes: Mapping[str, Any], request: BarsRequest) -> None:
     if not quotes and meta.get("currency") is None and meta.get("instrumentType") == "MUTUALFUND":
         raise UnknownSymbolError(f"{request.symbol}: registered, but nothing that trades", provider=NAME)
     echoed, granularity = meta.get("symbol"), meta.get("dataGranularity")
     if str(echoed).upper() != request.symbol.upper():
-        raise PayloadError(f"asked for {request.symbol}, answered with {_shown(echoed)}", provider=NAME)
+        raise PayloadError(f"asked for {request.symbol}, answered with {shown(echoed)}", provider=NAME)
     if granularity not in _GRANULARITIES[request.interval]:
-        raise PayloadError(f"{request.symbol}: asked for {request.interval}, answered with {_shown(granularity)}", provider=NAME)
+        raise PayloadError(f"{request.symbol}: asked for {request.interval}, answered with {shown(granularity)}", provider=NAME)
 
 
 def _stamps(values: object) -> Int64s:
     """The ``timestamp`` array; empty where the key is absent, which is how Yahoo says that it has no bars."""
     if values is None:
         return np.empty(0, np.int64)
-    if not isinstance(values, list):
-        raise PayloadError(f"timestamp is no list: {_shown(values)}", provider=NAME)
-    try:
-        return np.frombuffer(bytearray(struct.pack(f"={len(values)}q", *values)), np.int64)
-    except struct.error:
-        raise PayloadError("timestamp holds something that is no whole number of seconds", provider=NAME) from None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Numbers:
-    values: Float64s
-    is_null: Bools
-
-
-def _numbers(quotes: Mapping[str, Any], name: str, length: int) -> _Numbers:
-    """One quote array as float64. Null and whatever is no JSON number become NaN; ``is_null`` tells the two apart."""
-    column = quotes.get(name)
-    if not isinstance(column, list):
-        raise PayloadError(f"no column {name}: {_shown(column)}", provider=NAME)
-    if len(column) != length:
-        raise PayloadError(f"ragged answer: {length} stamps and {len(column)} in {name}", provider=NAME)
-    with suppress(struct.error, OverflowError):
-        # struct reads a list of floats in 4 ns an element, numpy in 22; and unlike numpy it takes no text for a number.
-        values = np.frombuffer(bytearray(struct.pack(f"={length}d", *column)), np.float64)
-        # It does take true for 1 and false for 0: only then is the price of looking at every type worth paying.
-        if not ((values == 0) | (values == 1)).any() or bool not in set(map(type, column)):
-            return _Numbers(values, np.zeros(length, bool))
-    if set(map(type, column)) <= {float, int, type(None)}:
-        with suppress(OverflowError):
-            values = np.array(column, np.float64)
-            return _Numbers(values, np.isnan(values))
-    return _Numbers(np.array([_number(v) for v in column], np.float64), np.array([v is None for v in column], bool))
-
-
-def _number(value: object) -> float:
-    if isinstance(value, float):
-        return value
-    if not isinstance(value, int) or isinstance(value, bool):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    return whole_numbers(values, "timestamp", NAME)
 
 
 def _rows(
@@ -382,7 +274,7 @@ def _rows(
     """The bars and the stamps of null bars, both sorted and unique; what is left out is counted in ``dropped``."""
     if not len(stamps) and not quotes:
         return CandleColumns.empty(), stamps
-    numbers = [_numbers(quotes, name, len(stamps)) for name in _COLUMNS]
+    values = [numbers(quotes.get(name), name, len(stamps), NAME) for name in COLUMNS]
     if request.interval.is_daily:
         labels, inside = _session_labels(stamps, request, _zone(meta))
         aligned = np.ones(len(stamps), bool)
@@ -394,14 +286,14 @@ def _rows(
     usable = inside & aligned
 
     # No price and no volume is no information; a volume without prices is a broken row, for the judge to refuse.
-    open_, high, low, close, volume = numbers
+    open_, high, low, close, volume = values
     no_price = open_.is_null & high.is_null & low.is_null & close.is_null
     is_null = no_price & (volume.is_null | (volume.values == 0))
-    columns = CandleColumns.of(labels, *(column.values for column in numbers))
+    columns = CandleColumns.of(labels, *(column.values for column in values))
     bars = np.flatnonzero(usable & ~is_null)
     if len(bars) < len(stamps):
         columns, stamps = columns.take(bars), stamps[bars]
-    columns = _sorted_and_unique(columns, stamps, dropped)
+    columns = sorted_and_unique(columns, dropped, stamps=stamps)
 
     null_labels = labels[usable & is_null]
     nulls = np.unique(null_labels)
@@ -409,26 +301,6 @@ def _rows(
     nulls = nulls[~superseded]
     dropped["duplicate"] += len(null_labels) - len(nulls)
     return columns, nulls
-
-
-def _sorted_and_unique(columns: CandleColumns, stamps: Int64s, dropped: Counter[str]) -> CandleColumns:
-    """The rows by label; of several with one label that with the earliest stamp on the wire, then the first received."""
-    labels = columns.opened_at
-    if (labels[1:] > labels[:-1]).all():
-        return columns
-    order = np.lexsort((stamps, labels))
-    is_first = np.concatenate(([True], np.diff(labels[order]) != 0))
-    heads = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    repeats, kept = order[~is_first], heads[~is_first]
-    same_stamp = stamps[repeats] == stamps[kept]
-    same_values = np.ones(len(repeats), bool)
-    for name in _COLUMNS:
-        values = getattr(columns, name)
-        same_values &= (values[repeats] == values[kept]) | (np.isnan(values[repeats]) & np.isnan(values[kept]))
-    dropped["live_duplicate"] += int((~same_stamp).sum())
-    dropped["duplicate"] += int((same_stamp & same_values).sum())
-    dropped["conflicting_duplicate"] += int((same_stamp & ~same_values).sum())
-    return columns.take(order[is_first])
 
 
 def _session_labels(stamps: Int64s, request: BarsRequest, zone: ZoneInfo) -> tuple[Int64s, Bools]:
@@ -457,7 +329,7 @@ def _zone(meta: Mapping[str, Any]) -> ZoneInfo:
     try:
         return ZoneInfo(str(name))
     except (KeyError, ValueError, OSError):
-        raise PayloadError(f"exchangeTimezoneName is no time zone: {_shown(name)}", provider=NAME) from None
+        raise PayloadError(f"exchangeTimezoneName is no time zone: {shown(name)}", provider=NAME) from None
 
 
 def _actions(events: Mapping[str, Any], meta: Mapping[str, Any], dropped: Counter[str]) -> tuple[CorporateAction, ...]:
@@ -467,7 +339,7 @@ def _actions(events: Mapping[str, Any], meta: Mapping[str, Any], dropped: Counte
     """
     found: dict[tuple[date, str], CorporateAction] = {}
     for group, kind in (("splits", "split"), ("dividends", "dividend"), ("capitalGains", "capital_gain")):
-        for event in _mapping(events.get(group) or {}).values():
+        for event in mapping(events.get(group) or {}, NAME).values():
             action = _action(event, kind, meta)
             if action is None:
                 dropped["malformed_action"] += 1
