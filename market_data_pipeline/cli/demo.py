@@ -51,6 +51,8 @@ class _Demo:
             "MDP_DAGSTER_URL": f"http://127.0.0.1:{port}",
             "MDP_YAHOO_BASE_URL": urls["yahoo"],
             "MDP_CLOCK": urls["control"],
+            # The simulated Yahoo refuses nobody; ours would spread the requests over half a minute.
+            "MDP_LIMITS": "yahoo=none",
             "MDP_HEAL_EVERY_SECONDS": "5",
             # A stalled request costs the demo this long before it is tried again.
             "MDP_HTTP_TIMEOUT_SECONDS": "3",
