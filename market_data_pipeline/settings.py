@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from market_data_pipeline.domain.capabilities import parse_limits
 from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputError
 from market_data_pipeline.domain.healing import HealingPolicy
+from market_data_pipeline.domain.health import HealthPolicy
 
 YAHOO_QUERY_URL = "https://query2.finance.yahoo.com"
 YAHOO_COOKIE_URL = "https://fc.yahoo.com"
@@ -125,6 +126,19 @@ class Settings(BaseSettings):
         """How often to ask again, as the domain takes it."""
         return HealingPolicy(
             confirm_after=self.confirm_after, give_up_after=self.give_up_after, backoff_seconds=self.heal_backoff_seconds
+        )
+
+    @property
+    def health_policy(self) -> HealthPolicy:
+        """When a provider is asked last or not at all, as the domain takes it."""
+        return HealthPolicy(
+            latency_cap_seconds=self.latency_cap_ms / 1000,
+            demote_below=self.demote_below,
+            promote_above=self.promote_above,
+            breaker_failures=self.breaker_failures,
+            breaker_cooldown_seconds=self.breaker_cooldown_seconds,
+            # A trial is a request with all its retries; whoever takes longer is dead.
+            trial_seconds=self.http_deadline_seconds + 30.0,
         )
 
     def policy(self, capability: str) -> tuple[str, ...]:
