@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,19 +16,22 @@ import orjson
 
 from market_data_pipeline.domain.errors import PayloadError, ProviderError, RateLimitedError, TransientError
 from market_data_pipeline.domain.ports import Fetch
+from market_data_pipeline.domain.quality import BarFlag
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from market_data_pipeline.domain.candles import Bools, CandleColumns, Float64s, Int64s, Interval
+    from market_data_pipeline.domain.candles import Bools, CandleColumns, Float64s, Int16s, Int64s, Interval
     from market_data_pipeline.providers.http import Attempt, HttpAnswer
 
 PRICES = ("open", "high", "low", "close")
 COLUMNS = (*PRICES, "volume")
 _BOM = b"\xef\xbb\xbf"
 _CLOSING = {b"{": b"}", b"[": b"]"}
+# float() alone would also read "nan", "1_000" and digits of every script.
+_DECIMAL = re.compile(r"[-+]?\d{1,40}(?:\.\d{0,40})?(?:[eE][-+]?\d{1,3})?", re.ASCII)
 
 
 def fingerprint(*secrets: str) -> str:
@@ -175,14 +179,18 @@ def whole_numbers(values: object, where: str, provider: str) -> Int64s:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbers:
-    """One column as float64. ``is_null`` tells an explicit null from other things that are no number: both are NaN."""
+    """One column as float64. ``is_null`` tells an explicit null from other things that are no number: both are NaN.
+
+    ``is_text``: a number that came as text and was read.
+    """
 
     values: Float64s
     is_null: Bools
+    is_text: Bools
 
 
 def numbers(column: object, name: str, length: int, provider: str) -> Numbers:
-    """A list of JSON numbers and nulls as float64; text, true and false become NaN. PayloadError if not ``length`` long."""
+    """A list of numbers and nulls as float64; what is no number becomes NaN. PayloadError if not ``length`` long."""
     if not isinstance(column, list):
         raise PayloadError(f"no column {name}: {shown(column)}", provider=provider)
     if len(column) != length:
@@ -192,18 +200,22 @@ def numbers(column: object, name: str, length: int, provider: str) -> Numbers:
         values = np.frombuffer(bytearray(struct.pack(f"={length}d", *column)), np.float64)
         # It does take true for 1 and false for 0: only then is the price of looking at every type worth paying.
         if not ((values == 0) | (values == 1)).any() or bool not in set(map(type, column)):
-            return Numbers(values, np.zeros(length, bool))
+            return Numbers(values, np.zeros(length, bool), np.zeros(length, bool))
     if set(map(type, column)) <= {float, int, type(None)}:
         with suppress(OverflowError):
             values = np.array(column, np.float64)
-            return Numbers(values, np.isnan(values))
-    return Numbers(np.array([number(v) for v in column], np.float64), np.array([v is None for v in column], bool))
+            return Numbers(values, np.isnan(values), np.zeros(length, bool))
+    values = np.array([number(v) for v in column], np.float64)
+    is_text = np.array([isinstance(v, str) for v in column], bool) & np.isfinite(values)
+    return Numbers(values, np.array([v is None for v in column], bool), is_text)
 
 
 def number(value: object) -> float:
-    """A JSON number as a float, infinity where it is too large for one; NaN for everything else, true and false included."""
+    """A JSON number, or text that is one, as a float; infinity where it is too large; NaN for everything else, true included."""
     if isinstance(value, float):
         return value
+    if isinstance(value, str):
+        return float(value) if _DECIMAL.fullmatch(value) else math.nan
     if not isinstance(value, int) or isinstance(value, bool):
         return math.nan
     try:
@@ -213,14 +225,22 @@ def number(value: object) -> float:
 
 
 def sorted_and_unique(columns: CandleColumns, dropped: Counter[str], *, stamps: Int64s | None = None) -> CandleColumns:
+    """The rows of ``without_repeats`` for who has no flags to pass on."""
+    return without_repeats(columns, np.zeros(len(columns), np.int16), dropped, stamps=stamps)[0]
+
+
+def without_repeats(
+    columns: CandleColumns, flags: Int16s, dropped: Counter[str], *, stamps: Int64s | None = None
+) -> tuple[CandleColumns, Int16s]:
     """The rows by ``opened_at``; of several with one label that with the earliest stamp on the wire, then the first received.
 
     ``stamps``: what each row was stamped with, where the label is not that already. Counts in ``dropped``: "live_duplicate"
-    (another stamp with the same label), "duplicate" (the same in every value), "conflicting_duplicate".
+    (another stamp with the same label), "duplicate" (the same in every value), "conflicting_duplicate". ``flags`` (``BarFlag``) go
+    with their rows; a row that stood against a live or a conflicting one says so in its own.
     """
     labels = columns.opened_at
     if (labels[1:] > labels[:-1]).all():
-        return columns
+        return columns, flags
     stamps = labels if stamps is None else stamps
     order = np.lexsort((stamps, labels))
     is_first = np.concatenate(([True], np.diff(labels[order]) != 0))
@@ -231,7 +251,11 @@ def sorted_and_unique(columns: CandleColumns, dropped: Counter[str], *, stamps: 
     for name in COLUMNS:
         values = getattr(columns, name)
         same_values &= (values[repeats] == values[kept]) | (np.isnan(values[repeats]) & np.isnan(values[kept]))
+    conflicting = same_stamp & ~same_values
     dropped["live_duplicate"] += int((~same_stamp).sum())
     dropped["duplicate"] += int((same_stamp & same_values).sum())
-    dropped["conflicting_duplicate"] += int((same_stamp & ~same_values).sum())
-    return columns.take(order[is_first])
+    dropped["conflicting_duplicate"] += int(conflicting.sum())
+    flags = flags.copy()
+    flags[kept[~same_stamp]] |= BarFlag.LIVE_ROW_MERGED
+    flags[kept[conflicting]] |= BarFlag.DUPLICATE_RESOLVED
+    return columns.take(order[is_first]), flags[order[is_first]]

@@ -25,24 +25,26 @@ from market_data_pipeline.domain.errors import (
     UnknownSymbolError,
 )
 from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction
+from market_data_pipeline.domain.quality import BarFlag
 from market_data_pipeline.providers.http import describe
 from market_data_pipeline.providers.wire import (
     COLUMNS,
     Exchange,
     mapping,
+    number,
     numbers,
     only,
     parse_json,
     refuse_outage,
     shown,
-    sorted_and_unique,
     whole_numbers,
+    without_repeats,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from market_data_pipeline.domain.candles import Bools, Int64s
+    from market_data_pipeline.domain.candles import Bools, Int16s, Int64s
     from market_data_pipeline.domain.capabilities import Capability
     from market_data_pipeline.domain.ports import BarsRequest
     from market_data_pipeline.providers.http import HttpAnswer, HttpClient
@@ -70,6 +72,8 @@ _GRANULARITIES = {Interval.M1: {"1m"}, Interval.H1: {"1h", "60m"}, Interval.D1: 
 _DAILY_LEAD_SECONDS = 4 * 3600
 
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+# A stamp beyond this is milliseconds or nonsense, and too large for a date.
+_END_OF_TIME = 1 << 33
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +81,9 @@ class ParsedChart:
     """The bars, nulls and actions of one chart body.
 
     ``received`` rows were in the body: each is in ``columns``, in ``null_opened_at`` or counted in ``dropped`` (whose keys that
-    end in "_action" count events, not rows). ``columns`` are sorted and unique; a value that is null, text or not finite is NaN
-    or infinite there, so that the judge refuses its row by name.
+    end in "_action" count events, not rows). ``columns`` are sorted and unique; a value that is null, no number or not finite is
+    NaN or infinite there, so that the judge refuses its row by name. ``flags``: what was repaired, one a row (``BarFlag``).
+    ``newest``: the last trade that Yahoo knows of, epoch seconds; None where it does not say.
     """
 
     columns: CandleColumns
@@ -87,6 +92,8 @@ class ParsedChart:
     actions: Sequence[CorporateAction] = ()
     currency: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    flags: Int16s = field(default_factory=lambda: np.empty(0, np.int16))
+    newest: int | None = None
 
 
 class YahooProvider:
@@ -147,6 +154,8 @@ class YahooProvider:
             float32_prices=True,
             actions=chart.actions,
             currency=chart.currency,
+            flags=chart.flags if chart.flags.any() else None,
+            newest=chart.newest,
         )
 
 
@@ -240,7 +249,7 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
     _check_meta(meta, quotes, request)
     dropped = Counter[str]()
     actions = _actions(mapping(result.get("events") or {}, NAME), meta, dropped)
-    columns, null_opened_at = _rows(stamps, quotes, request, meta, dropped)
+    columns, flags, null_opened_at = _rows(stamps, quotes, request, meta, dropped)
     return ParsedChart(
         columns=columns,
         null_opened_at=null_opened_at,
@@ -248,7 +257,15 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
         actions=actions,
         currency=meta.get("currency"),
         dropped={reason: count for reason, count in sorted(dropped.items()) if count},
+        flags=flags,
+        newest=_newest(meta.get("regularMarketTime")),
     )
+
+
+def _newest(stamp: object) -> int | None:
+    """The last trade that ``meta`` speaks of: an answer from the past shows by it. It costs no bars where it is no epoch."""
+    seconds = number(stamp)
+    return int(seconds) if 0 < seconds < _END_OF_TIME else None
 
 
 def _check_meta(meta: Mapping[str, Any], quotes: Mapping[str, Any], request: BarsRequest) -> None:
@@ -270,10 +287,10 @@ def _stamps(values: object) -> Int64s:
 
 def _rows(
     stamps: Int64s, quotes: Mapping[str, Any], request: BarsRequest, meta: Mapping[str, Any], dropped: Counter[str]
-) -> tuple[CandleColumns, Int64s]:
-    """The bars and the stamps of null bars, both sorted and unique; what is left out is counted in ``dropped``."""
+) -> tuple[CandleColumns, Int16s, Int64s]:
+    """The bars with their flags and the stamps of null bars, all sorted and unique; what is left out is counted in ``dropped``."""
     if not len(stamps) and not quotes:
-        return CandleColumns.empty(), stamps
+        return CandleColumns.empty(), np.empty(0, np.int16), stamps
     values = [numbers(quotes.get(name), name, len(stamps), NAME) for name in COLUMNS]
     if request.interval.is_daily:
         labels, inside = _session_labels(stamps, request, _zone(meta))
@@ -290,17 +307,19 @@ def _rows(
     no_price = open_.is_null & high.is_null & low.is_null & close.is_null
     is_null = no_price & (volume.is_null | (volume.values == 0))
     columns = CandleColumns.of(labels, *(column.values for column in values))
+    is_text = open_.is_text | high.is_text | low.is_text | close.is_text | volume.is_text
+    flags = is_text * np.int16(BarFlag.STRING_NUMBERS)
     bars = np.flatnonzero(usable & ~is_null)
     if len(bars) < len(stamps):
-        columns, stamps = columns.take(bars), stamps[bars]
-    columns = sorted_and_unique(columns, dropped, stamps=stamps)
+        columns, stamps, flags = columns.take(bars), stamps[bars], flags[bars]
+    columns, flags = without_repeats(columns, flags, dropped, stamps=stamps)
 
     null_labels = labels[usable & is_null]
     nulls = np.unique(null_labels)
     superseded = np.searchsorted(columns.opened_at, nulls, "right") > np.searchsorted(columns.opened_at, nulls, "left")
     nulls = nulls[~superseded]
     dropped["duplicate"] += len(null_labels) - len(nulls)
-    return columns, nulls
+    return columns, flags, nulls
 
 
 def _session_labels(stamps: Int64s, request: BarsRequest, zone: ZoneInfo) -> tuple[Int64s, Bools]:

@@ -26,6 +26,7 @@ from market_data_pipeline.domain.errors import (
     UnknownSymbolError,
 )
 from market_data_pipeline.domain.ports import BarsRequest, CorporateAction
+from market_data_pipeline.domain.quality import BarFlag
 from market_data_pipeline.providers.http import HttpClient, HttpPolicy
 from market_data_pipeline.providers.yahoo import ParsedChart, YahooProvider, parse_chart
 from market_data_pipeline_tests.providers.loopback import Loopback, Reply
@@ -412,7 +413,7 @@ def test_null_prices_with_volume_zero_are_no_information_either() -> None:
 
 
 @pytest.mark.parametrize("name", ["open", "high", "low", "close", "volume"])
-@pytest.mark.parametrize("value", [None, "11.5", "", True, False, [], {}, "NaN"])
+@pytest.mark.parametrize("value", [None, "", " 11", "1_0", "0x1", "inf", "\u0661", "1e9999", True, False, [], {}, "NaN"])
 def test_a_value_that_is_no_number_stays_in_its_row_as_nan_and_is_never_zero(name: str, value: object) -> None:
     good: list[Any] = [10.0, 10.0, 10.0]
     quote = {column: list(good) for column in ("open", "high", "low", "close", "volume")}
@@ -421,6 +422,24 @@ def test_a_value_that_is_no_number_stays_in_its_row_as_nan_and_is_never_zero(nam
     assert answer.columns.opened_at.tolist() == [OPEN, OPEN + 60, OPEN + 120]
     assert math.isnan(getattr(answer.columns, name)[1])
     assert answer.columns.obeys_ohlc_laws().tolist() == [True, False, True]
+
+
+def test_numbers_as_text_are_read_and_their_rows_say_so() -> None:
+    """MARKET_CASES.md §3, "numbers": better a repaired bar with a flag than a lost one."""
+    good: list[Any] = [10.0, 10.0, 10.0]
+    columns: dict[str, list[Any]] = {name: list(good) for name in ("open", "high", "low", "close", "volume")}
+    columns["close"][1], columns["volume"][2] = "10.0", "1e1"
+    answer = parsed(quote=columns)
+    assert answer.columns.close.tolist() == answer.columns.volume.tolist() == good
+    assert answer.flags.tolist() == [0, BarFlag.STRING_NUMBERS, BarFlag.STRING_NUMBERS]
+
+
+def test_an_answer_of_text_alone_is_the_same_bars_as_one_of_numbers() -> None:
+    plain = chart()["chart"]["result"][0]["indicators"]["quote"][0]
+    as_text = {name: [str(value) for value in column] for name, column in plain.items()}
+    told, read = parsed(), parsed(quote=as_text)
+    assert all(getattr(told.columns, name).tolist() == getattr(read.columns, name).tolist() for name in plain)
+    assert (set(told.flags.tolist()), set(read.flags.tolist())) == ({0}, {BarFlag.STRING_NUMBERS})
 
 
 @pytest.mark.parametrize("literal", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"1" * 400])
@@ -486,6 +505,13 @@ def test_identical_duplicates_collapse_and_of_conflicting_ones_the_first_stays()
     answer = parsed(stamps=[OPEN, OPEN, OPEN + 60, OPEN + 60], quote=same)
     assert answer.columns.close.tolist() == [5.0, 7.0]
     assert answer.dropped == {"duplicate": 1, "conflicting_duplicate": 1}
+    assert answer.flags.tolist() == [0, BarFlag.DUPLICATE_RESOLVED]
+
+
+def test_the_flag_of_a_row_goes_where_its_row_goes() -> None:
+    columns = {name: [5.0, 6.0, "7.0"] for name in ("open", "high", "low", "close", "volume")}
+    answer = parsed(stamps=[OPEN + 120, OPEN + 60, OPEN], quote=columns)
+    assert answer.flags.tolist() == [BarFlag.STRING_NUMBERS, 0, 0]
 
 
 def test_a_null_gives_way_to_numbers_for_the_same_stamp() -> None:
@@ -494,6 +520,24 @@ def test_a_null_gives_way_to_numbers_for_the_same_stamp() -> None:
     assert answer.columns.close.tolist() == [7.0]
     assert answer.null_opened_at.tolist() == []
     assert answer.dropped == {"duplicate": 2}
+
+
+@pytest.mark.parametrize(
+    ("stamp", "newest"), [(OPEN + 95, OPEN + 95), (None, None), ("", None), (0, None), (-5, None), (1 << 70, None), ([], None)]
+)
+def test_the_newest_trade_that_yahoo_knows_of_is_told(stamp: object, newest: int | None) -> None:
+    assert parsed(meta={"regularMarketTime": stamp}).newest == newest
+
+
+def test_an_answer_tells_its_newest_trade_and_what_was_repaired_if_anything_was() -> None:
+    plain = chart(meta={"regularMarketTime": OPEN + 200})
+    repaired = chart(quote={"volume": ["1", 2, 3]})
+    with Loopback(Reply(body=encoded(plain)), Reply(body=encoded(repaired))) as server, client() as http:
+        yahoo = provider_at(server.url, http)
+        first, second = (yahoo.fetch_bars(MINUTES, now=NOW) for _ in range(2))
+    assert (first.newest, first.flags) == (OPEN + 200, None)
+    assert second.flags is not None
+    assert second.flags.tolist() == [BarFlag.STRING_NUMBERS, 0, 0]
 
 
 @pytest.mark.parametrize("currency", ["GBp", "ZAc", "ILA", None])
@@ -564,6 +608,7 @@ def test_of_two_rows_for_the_running_day_the_aligned_one_stays() -> None:
     assert answer.columns.opened_at.tolist() == [at("2024-07-01T00:00Z"), at("2024-07-02T00:00Z")]
     assert answer.columns.open.tolist() == [10.0, 11.0]
     assert answer.dropped == {"live_duplicate": 1}
+    assert answer.flags.tolist() == [0, BarFlag.LIVE_ROW_MERGED]
 
 
 def test_a_running_day_stamped_with_the_last_trade_is_kept() -> None:
