@@ -71,14 +71,26 @@ class Settings(BaseSettings):
     yahoo_crumb_url: HttpUrl = Field(default=YAHOO_CRUMB_URL, description="Where Yahoo hands out the crumb of a session.")
     finnhub_base_url: HttpUrl = Field(default="https://finnhub.io/api/v1", description="Base URL of Finnhub.")
     finnhub_key: SecretStr | None = Field(default=None, description="Finnhub's API key; sent as a header.")
+    finnhub_bid_ask: bool = Field(
+        default=False, description="Whether this key may ask for bid and ask (premium): one more request."
+    )
     alpaca_base_url: HttpUrl = Field(default="https://data.alpaca.markets", description="Base URL of Alpaca's market data.")
     alpaca_key_id: SecretStr | None = Field(default=None, description="Alpaca's key id; sent as a header.")
     alpaca_secret_key: SecretStr | None = Field(default=None, description="Alpaca's secret key; sent as a header.")
-    alpaca_feed: Literal["iex", "sip"] = Field(default="iex", description="Which of Alpaca's feeds this key may use.")
+    alpaca_feed: Literal["iex", "sip", "delayed_sip"] = Field(
+        default="iex",
+        description="Which of Alpaca's feeds this key may use; delayed_sip: the SIP older than 15 minutes, which is free.",
+    )
     massive_base_url: HttpUrl = Field(default="https://api.massive.com", description="Base URL of Massive, formerly Polygon.")
     massive_key: SecretStr | None = Field(default=None, description="Massive's API key; sent as a header.")
+    massive_plan: Literal["basic", "starter", "developer", "advanced"] = Field(
+        default="basic", description="The plan of that key: how far back it reaches, how late it is, how often it may ask."
+    )
     alphavantage_base_url: HttpUrl = Field(default="https://www.alphavantage.co", description="Base URL of Alpha Vantage.")
     alphavantage_key: SecretStr | None = Field(default=None, description="Alpha Vantage's API key; it takes it only in the URL.")
+    alphavantage_stamp: Literal["open", "close"] = Field(
+        default="open", description="Which instant its minutes are named by. An answer that contradicts it is refused by name."
+    )
     cboe_base_url: HttpUrl = Field(default="https://cdn.cboe.com", description="Base URL of CBOE's delayed quotes.")
     fred_base_url: HttpUrl = Field(default="https://api.stlouisfed.org", description="Base URL of FRED and ALFRED.")
     fred_key: SecretStr | None = Field(default=None, description="FRED's API key; it takes it only in the URL.")
