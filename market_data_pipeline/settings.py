@@ -71,15 +71,13 @@ class Settings(BaseSettings):
     yahoo_crumb_url: HttpUrl = Field(default=YAHOO_CRUMB_URL, description="Where Yahoo hands out the crumb of a session.")
     finnhub_base_url: HttpUrl = Field(default="https://finnhub.io/api/v1", description="Base URL of Finnhub.")
     finnhub_key: SecretStr | None = Field(default=None, description="Finnhub's API key; sent as a header.")
-    finnhub_bid_ask: bool = Field(
-        default=False, description="Whether this key may ask for bid and ask (premium): one more request."
-    )
+    finnhub_bid_ask: bool = Field(default=False, description="Whether this key may ask for bid and ask (premium).")
     alpaca_base_url: HttpUrl = Field(default="https://data.alpaca.markets", description="Base URL of Alpaca's market data.")
     alpaca_key_id: SecretStr | None = Field(default=None, description="Alpaca's key id; sent as a header.")
     alpaca_secret_key: SecretStr | None = Field(default=None, description="Alpaca's secret key; sent as a header.")
     alpaca_feed: Literal["iex", "sip", "delayed_sip"] = Field(
         default="iex",
-        description="Which of Alpaca's feeds this key may use; delayed_sip: the SIP older than 15 minutes, which is free.",
+        description="Which of Alpaca's feeds this key may use; delayed_sip, free: all but 15 minutes.",
     )
     massive_base_url: HttpUrl = Field(default="https://api.massive.com", description="Base URL of Massive, formerly Polygon.")
     massive_key: SecretStr | None = Field(default=None, description="Massive's API key; sent as a header.")
