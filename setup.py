@@ -63,6 +63,7 @@ setup(
         "console_scripts": ["mdp=market_data_pipeline.cli.main:main"],
         # A vendor is one module and one line here, or in the setup of a package of its own (docs/adding-a-provider.md).
         "market_data_pipeline.providers": [
+            "fred=market_data_pipeline.providers.fred:FredProvider.open",
             "yahoo=market_data_pipeline.providers.yahoo:YahooProvider.open",
         ],
     },

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Int64s,
         Interval,
     )
-    from market_data_pipeline.domain.capabilities import Capability, RateLimit
+    from market_data_pipeline.domain.capabilities import Capability, Feed, RateLimit
     from market_data_pipeline.domain.errors import ProviderError
 
 
@@ -269,7 +269,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MacroAnswer:
-    """Observations of one series, sorted by (observed_on, realtime_start), one a vintage. The rest as declared."""
+    """Observations of one series, sorted by (observed_on, realtime_start), one a vintage. The rest as declared.
+
+    ``has_vintages``: the realtime dates are those between which each value held, and everything ever published of an
+    ``observed_on`` is here. False: one value each, as it read on the one day that its realtime dates name.
+    """
 
     fetch: Fetch
     series: str
@@ -277,6 +281,8 @@ class MacroAnswer:
     units: str | None = None
     frequency: str | None = None
     refused: Sequence[RefusedRecord] = ()
+    has_vintages: bool = False
+    title: str | None = None
 
 
 @runtime_checkable
@@ -312,7 +318,7 @@ class Budget(Protocol):
 class AnsweredSession:
     """One (symbol, session) that a batch speaks about: its grid and what the answer said of it.
 
-    ``bars`` and ``silent`` as in ``healing.SessionAnswer``; ``due`` marks the slots whose bar should exist by now.
+    ``bars``, ``silent`` and ``is_evidence`` as in ``healing.SessionAnswer``; ``due`` marks the slots whose bar should exist by now.
     """
 
     symbol_id: int
@@ -322,6 +328,7 @@ class AnsweredSession:
     bars: Bools
     silent: Bools
     due: Bools
+    is_evidence: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,11 +337,11 @@ class CandleBatch:
 
     Row arrays have one element a bar, sorted by (symbol_id, opened_at), unique in it, each bar on its session's grid.
     ``session_index`` points into ``sessions``, which is sorted by (symbol_id, session) and may hold sessions without bars.
-    ``fetch_index`` points into ``fetches``. ``flags``: repair flags, 0 for none.
+    ``fetch_index`` points into ``fetches``, which say whose each bar is: one session may hold bars of several providers. ``feeds``:
+    whose trades the bars of each fetch count, one a fetch; left empty, consolidated. ``flags``: repair flags, 0 for none.
     """
 
     interval: Interval
-    provider: str
     symbol_id: Int32s
     columns: CandleColumns
     session_index: Int32s
@@ -347,17 +354,22 @@ class CandleBatch:
     actions: Sequence[tuple[int, int, CorporateAction]] = ()
     """(symbol_id, fetch index, action)."""
     float32_prices: bool = False
+    feeds: Sequence[Feed] = ()
     fetch_symbol_ids: Sequence[int | None] = ()
     """The instrument of each fetch; left empty, it is taken from what points at the fetch (an answer without bars has nothing)."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteReport:
-    """What one write changed. ``unchanged`` bars were already stored with the same values: nothing was written for them."""
+    """What one write changed. ``unchanged`` bars were already stored with the same values: nothing was written for them.
+
+    ``left_alone`` bars are stored with other values, from a provider that this batch's may not overrule.
+    """
 
     inserted: int = 0
     revised: int = 0
     unchanged: int = 0
+    left_alone: int = 0
     refused: int = 0
     confirmed_empty: int = 0
     known_at: datetime | None = None
@@ -365,13 +377,18 @@ class WriteReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredCandles:
-    """Candles read back, sorted by (symbol_id, opened_at); one array a column. ``known_at``: int64 epoch microseconds UTC."""
+    """Candles read back, sorted by (symbol_id, opened_at); one array a column. ``known_at``: int64 epoch microseconds UTC.
+
+    ``providers`` and ``feeds``: the name of each bar's provider and the label of its feed; None where they were not asked for.
+    """
 
     symbol_id: Int32s
     columns: CandleColumns
     known_at: Int64s
     fetch_id: Int64s
     flags: Int16s
+    providers: Sequence[str] | None = None
+    feeds: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
