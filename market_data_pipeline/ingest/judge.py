@@ -1,27 +1,41 @@
-"""Decides what an answer is worth, bar by bar, against the grid and the clock. Pure: nothing is fetched or stored here."""
+"""Decides what an answer is worth, bar by bar, against the grid, the clock and what is stored. Pure: nothing is fetched here."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from market_data_pipeline.domain.candles import CandleColumns
 from market_data_pipeline.domain.capabilities import Basis
-from market_data_pipeline.domain.errors import BarrenError
+from market_data_pipeline.domain.errors import BarrenError, PayloadError, StaleError
 from market_data_pipeline.domain.healing import enclosed
 from market_data_pipeline.domain.ports import AnsweredSession, RefusedBars
+from market_data_pipeline.domain.quality import BarFlag, Findings, Reference, examine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from market_data_pipeline.domain.candles import Bools, CandleColumns, Int16s, Int32s, Int64s
+    from market_data_pipeline.domain.candles import Bools, Int16s, Int32s, Int64s
     from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction, Fetch
-    from market_data_pipeline.domain.quality import Reference
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.ingest.grid import Grid
     from market_data_pipeline.ingest.plan import Window
+
+OK = "ok"
+# Two clocks may differ by this much before a bar that has not opened yet is called impossible instead of early.
+_CLOCK_SKEW_SECONDS = 60
+# A last trade is older than this for many a quiet symbol, and for every provider that is a quarter of an hour late.
+_STALE_SECONDS = 1800
+# The share of bars there that makes an absence among them remarkable.
+_DENSE = 0.9
+# Fewer bars than this are no pattern.
+_PATTERN = 8
+_DAY = 86_400
+_NOTHING = Reference()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +44,7 @@ class Judged:
 
     ``columns`` are the bars worth keeping, sorted, on the grid; ``flags`` (``domain.quality.BarFlag``) and ``session_index`` (into
     ``sessions``) have one element for each. ``fetch`` carries the counts of everything left out; its ``outcome`` is ``kind``.
+    Every row received is in ``columns``, in ``refused`` or counted in ``fetch.dropped``.
 
     ``kind`` is "ok" or the ``kind`` of the error that the answer amounts to, and ``reason`` says why in words, None for "ok":
     "barren" (bars were due in the window and none came, not even a null), "stale" (what came is kept), "mixed_basis" and
@@ -57,6 +72,18 @@ class Judged:
         return self.kind == BarrenError.kind
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """The rows of an answer that are on the grid, each with its place there; ``stray``: the stamps of those that are not."""
+
+    columns: CandleColumns
+    places: Int64s
+    days: Int32s
+    flags: Int16s
+    null_places: Int64s
+    stray: Int64s
+
+
 def judge(  # noqa: PLR0913 - everything a bar is held against
     answer: BarsAnswer,
     *,
@@ -67,73 +94,72 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
     now: int,
     settle_seconds: int,
     wanted: Bools | None = None,
-    reference: Reference | None = None,  # noqa: ARG001
-    basis: Basis = Basis.SPLIT,  # noqa: ARG001
+    reference: Reference | None = None,
+    basis: Basis = Basis.SPLIT,
 ) -> Judged:
     """Keep the bars that are on the grid, finished by the clock and lawful; count or refuse the rest; say what was silent.
 
     ``grid`` holds the sessions that the window covers. Silence needs a bar of the same answer on both sides: the end of an answer
     that was cut short is no evidence. ``wanted``: one element a bar of ``grid``, the bars to keep where only holes are filled; the
     others count as "already_held". ``reference``: what is stored, None to judge the answer by itself alone. ``basis``: the
-    provider's declared one.
+    provider's declared one. What each rule does is the table in docs/concepts.md.
     """
-    interval = answer.request.interval
     dropped = Counter(answer.fetch.dropped)
-    located = calendar.locate(answer.columns.opened_at, interval)
-    places = grid.places_of(located.session, located.slot)
-    on_grid = places >= 0
-    columns, places = answer.columns.take(on_grid), places[on_grid]
-    # A window may span sessions that were not asked for; their bars are good, and nobody wanted them.
-    dropped["not_asked"] += int((~on_grid & (located.slot >= 0)).sum())
-    dropped["outside_session"] += int((located.slot < 0).sum())
-
+    rows = _located(answer, grid, calendar, dropped)
+    columns, places = rows.columns, rows.places
     due = grid.due(now, settle_seconds)
-    finished = due[places]
-    dropped["in_progress"] += int((~finished).sum())
-    lawful = columns.obeys_ohlc_laws() & ~_all_zero(columns)
-    usable = finished & lawful
-    refused = columns.take(finished & ~lawful)
-    kept = usable if wanted is None else usable & wanted[places]
-    dropped["already_held"] += int((usable & ~kept).sum())
-
-    nulls = calendar.locate(answer.null_opened_at, interval)
-    null_places = grid.places_of(nulls.session, nulls.slot)
-    dropped["null"] += len(answer.null_opened_at)
-
-    bars, came = _mask(grid, places[kept]), _mask(grid, places[usable])
     asked = due & (grid.starts_at >= window.start) & (grid.starts_at < window.end)
-    spoken = _mask(grid, np.concatenate((places, null_places[null_places >= 0])))
-    by_session = zip(grid.sessions, grid.split(bars), grid.split(came), grid.split(asked & ~spoken), grid.split(due), strict=True)
-    sessions = [
-        AnsweredSession(
-            symbol_id=symbol_id,
-            session=session,
-            opens_at=int(grid.opens_at[index]),
-            closes_at=int(grid.closes_at[index]),
-            bars=bars_here,
-            silent=quiet_here & enclosed(came_here),
-            due=due_here,
+
+    finished = due[places]
+    early = grid.starts_at[places] > now + _CLOCK_SKEW_SECONDS
+    dropped["in_progress"] += int((~finished & ~early).sum())
+    # Low is the least of a lawful bar: above zero, all four are.
+    usable = finished & columns.obeys_ohlc_laws() & (columns.low > 0)
+    reasons = {row: reason_for(columns, row) for row in np.flatnonzero(finished & ~usable).tolist()}
+    reasons |= dict.fromkeys(np.flatnonzero(early).tolist(), "it opens after the time it was asked at")
+
+    everything = bool(usable.all())
+    sound = np.arange(len(places)) if everything else np.flatnonzero(usable)
+    misfit = _misplaced(rows, grid, asked) or _coarser(rows, grid, asked) or _lawless(finished, usable, reasons)
+    findings = (
+        Findings(PayloadError.kind, misfit)
+        if misfit
+        else examine(
+            columns if everything else columns.take(sound),
+            days=rows.days[sound],
+            places=places[sound],
+            reference=reference or _NOTHING,
+            actions=answer.actions,
+            basis=basis,
+            today=now // _DAY,
         )
-        for index, (session, bars_here, came_here, quiet_here, due_here) in enumerate(by_session)
-    ]
-    barren = bool(due.any()) and not len(answer.columns) and not len(answer.null_opened_at)
-    flags = np.zeros(len(places), np.int16) if answer.flags is None else answer.flags[on_grid]
+    )
+    if findings.reason is not None:
+        return _condemned(answer, rows, findings, reasons, usable, dropped, expected=int(asked.sum()))
+    for row, why in findings.refused.items():
+        reasons[int(sound[row])] = why
+        usable[sound[row]] = False
+    rows.flags[sound[list(findings.jumps)]] |= BarFlag.UNEXPLAINED_JUMP
+
+    kept = usable if wanted is None else usable & wanted[places]
+    dropped["already_held"] += int(usable.sum()) - int(kept.sum())
+    bars, came = _mask(grid, places[kept]), _mask(grid, places[usable])
+    spoken = _mask(grid, np.concatenate((places, rows.null_places)))
+    kind, reason = _as_a_whole(answer, grid, asked, came)
+    quiet = asked & ~spoken
+    if kind == StaleError.kind and answer.newest is not None:
+        quiet &= grid.ends_at <= answer.newest
     return Judged(
-        fetch=replace(
-            answer.fetch,
-            rows=int(kept.sum()),
-            dropped={why: count for why, count in sorted(dropped.items()) if count},
-            outcome=BarrenError.kind if barren else answer.fetch.outcome,
-        ),
+        fetch=_told(answer.fetch, kind, int(kept.sum()), dropped),
         columns=columns.take(kept),
         session_index=(np.searchsorted(grid.offsets, places[kept], side="right") - 1).astype(np.int32),
-        sessions=sessions,
-        refused=RefusedBars(refused, [reason_for(refused, row) for row in range(len(refused))]),
+        sessions=_sessions(symbol_id, grid, bars=bars, came=came, quiet=quiet, due=due),
+        refused=_refused(columns, reasons),
         actions=answer.actions,
         float32_prices=answer.float32_prices,
-        flags=flags[kept],
-        kind=BarrenError.kind if barren else "ok",
-        reason="answered, with no bar where some were due" if barren else None,
+        flags=rows.flags[kept],
+        kind=kind,
+        reason=reason,
         expected=int(asked.sum()),
         received=int((came & asked).sum()),
     )
@@ -145,14 +171,176 @@ def reason_for(columns: CandleColumns, row: int) -> str:
     volume = float(columns.volume[row])
     if not np.isfinite([open_, high, low, close, volume]).all():
         return "a value is null, NaN or infinite"
-    if low > min(open_, close) or high < max(open_, close):
-        return "low and high do not enclose open and close"
-    return "volume is negative" if volume < 0 else "all prices are zero"
+    if open_ == high == low == close == 0:
+        return "all prices are zero"
+    if min(open_, high, low, close) <= 0:
+        return "a price is zero or negative"
+    if volume < 0:
+        return "volume is negative"
+    return "low and high do not enclose open and close"
 
 
-def _all_zero(columns: CandleColumns) -> Bools:
-    zero: Bools = (columns.open == 0) & (columns.high == 0) & (columns.low == 0) & (columns.close == 0)
-    return zero
+# --- where the rows are ------------------------------------------------------------------------------------------------
+
+
+def _located(answer: BarsAnswer, grid: Grid, calendar: TradingCalendar, dropped: Counter[str]) -> _Rows:
+    """The rows on the grid; what is off it is counted in ``dropped``."""
+    interval = answer.request.interval
+    located = calendar.locate(answer.columns.opened_at, interval)
+    places = grid.places_of(located.session, located.slot)
+    nulls = calendar.locate(answer.null_opened_at, interval)
+    null_places = grid.places_of(nulls.session, nulls.slot)
+    dropped["null"] += len(answer.null_opened_at)
+    flags = np.zeros(len(places), np.int16) if answer.flags is None else answer.flags.astype(np.int16)
+    on_grid = places >= 0
+    if on_grid.all():
+        stray = answer.columns.opened_at[:0]
+        return _Rows(answer.columns, places, located.session, flags, null_places[null_places >= 0], _with_left_out(stray, answer))
+    # A window may span sessions that were not asked for; their bars are good, and nobody wanted them.
+    dropped["not_asked"] += int((~on_grid & (located.slot >= 0)).sum())
+    dropped["outside_session"] += int((located.slot < 0).sum())
+    return _Rows(
+        answer.columns.take(on_grid),
+        places[on_grid],
+        located.session[on_grid],
+        flags[on_grid],
+        null_places[null_places >= 0],
+        _with_left_out(answer.columns.opened_at[located.slot < 0], answer),
+    )
+
+
+def _with_left_out(stray: Int64s, answer: BarsAnswer) -> Int64s:
+    if answer.outside_opened_at is None or not len(answer.outside_opened_at):
+        return stray
+    return np.unique(np.concatenate((stray, answer.outside_opened_at)))
+
+
+def _misplaced(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
+    """Why the stamps cannot be opens: a session that begins and ends late (or early) by the same time, or bars off the grid."""
+    if not len(rows.stray):
+        return None
+    stamps = np.unique(np.concatenate((grid.starts_at[rows.places], rows.stray)))
+    for place in range(len(grid)):
+        bars = slice(int(grid.offsets[place]), int(grid.offsets[place + 1]))
+        if not asked[bars].all() or bars.stop - bars.start < _PATTERN:
+            continue
+        first, last = int(grid.starts_at[bars][0]), int(grid.starts_at[bars][-1])
+        # Half a day on either side belongs to no other session.
+        mine = stamps[(stamps > first - _DAY // 4) & (stamps < last + _DAY // 4)]
+        if len(mine) < _DENSE * (bars.stop - bars.start):
+            continue
+        shift = int(mine[0]) - first
+        if shift and int(mine[-1]) - last == shift:
+            when = "late, as if they were named by their close" if shift > 0 else "early"
+            return f"every bar of {grid.sessions[place]} is stamped {abs(shift)} seconds {when}"
+    inside = np.searchsorted(grid.opens_at, rows.stray, "right") - 1
+    off = int(((inside >= 0) & (rows.stray < grid.closes_at[inside])).sum())
+    if off >= _PATTERN and off > len(rows.places):
+        return f"{off} bars open where no bar of the interval does"
+    return None
+
+
+def _coarser(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
+    """Why the bars must be of a longer interval than asked: every k-th is there, and none between."""
+    if len(rows.places) < _PATTERN or 4 * len(rows.places) > int(asked.sum()):
+        return None
+    session = np.searchsorted(grid.offsets, rows.places, "right") - 1
+    step = int(np.gcd.reduce(rows.places - grid.offsets[session]))
+    if step < 5 or len(rows.places) < _DENSE * int(asked.sum()) / step:
+        return None
+    return f"every {step}th bar came and none between: bars of a longer interval than asked"
+
+
+def _lawless(finished: Bools, usable: Bools, reasons: Mapping[int, str]) -> str | None:
+    """Why the answer as a whole breaks the laws: not one finished bar of it can be used."""
+    if usable.any() or not finished.any():
+        return None
+    [(reason, count)] = Counter(reasons.values()).most_common(1)
+    return f"none of {int(finished.sum())} bars can be used: {reason} ({count})"
+
+
+# --- the answer as a whole ---------------------------------------------------------------------------------------------
+
+
+def _as_a_whole(answer: BarsAnswer, grid: Grid, asked: Bools, came: Bools) -> tuple[str, str | None]:
+    """The kind of an answer whose bars are good, and why."""
+    if not asked.any():
+        return OK, None
+    newest = "" if answer.newest is None else f"; its newest stamp is {datetime.fromtimestamp(answer.newest, UTC).isoformat()}"
+    if not len(answer.columns) and not len(answer.null_opened_at):
+        return BarrenError.kind, f"answered, with no bar where some were due{newest}"
+    if answer.newest is not None and _is_stale(answer.newest, grid, asked, came, is_daily=answer.request.interval.is_daily):
+        return StaleError.kind, f"answered from the past{newest}"
+    return OK, None
+
+
+def _is_stale(newest: int, grid: Grid, asked: Bools, came: Bools, *, is_daily: bool) -> bool:
+    """Whether an answer stops at its own newest stamp, though bars are due since, and it was dense until then.
+
+    Sparse bars say nothing: a thin symbol's last trade may be of any time.
+    """
+    last = int(np.flatnonzero(asked)[-1])
+    behind = newest < int(grid.starts_at[last]) if is_daily else newest < int(grid.ends_at[last]) - _STALE_SECONDS
+    if not behind or (came & (grid.starts_at > newest)).any():
+        return False
+    before = asked & (grid.ends_at <= newest)
+    return int(before.sum()) >= _PATTERN and bool(came[before].mean() >= _DENSE)
+
+
+def _condemned(
+    answer: BarsAnswer,
+    rows: _Rows,
+    findings: Findings,
+    reasons: dict[int, str],
+    usable: Bools,
+    dropped: Counter[str],
+    *,
+    expected: int,
+) -> Judged:
+    """An answer of which nothing can be used: every finished row of it is refused. A split that it tells is still told."""
+    whole = dict.fromkeys(np.flatnonzero(usable).tolist(), str(findings.reason))
+    return Judged(
+        fetch=_told(answer.fetch, findings.kind, 0, dropped),
+        columns=CandleColumns.empty(),
+        session_index=np.empty(0, np.int32),
+        sessions=(),
+        refused=_refused(rows.columns, whole | reasons),
+        actions=() if findings.kind == PayloadError.kind else answer.actions,
+        float32_prices=answer.float32_prices,
+        flags=np.empty(0, np.int16),
+        kind=findings.kind,
+        reason=findings.reason,
+        expected=expected,
+        received=0,
+    )
+
+
+def _told(fetch: Fetch, kind: str, rows: int, dropped: Counter[str]) -> Fetch:
+    counts = {why: count for why, count in sorted(dropped.items()) if count}
+    return replace(fetch, rows=rows, dropped=counts, outcome=fetch.outcome if kind == OK else kind)
+
+
+def _refused(columns: CandleColumns, reasons: Mapping[int, str]) -> RefusedBars:
+    if not reasons:
+        return RefusedBars(CandleColumns.empty(), [])
+    rows = sorted(reasons)
+    return RefusedBars(columns.take(np.array(rows)), [reasons[row] for row in rows])
+
+
+def _sessions(symbol_id: int, grid: Grid, *, bars: Bools, came: Bools, quiet: Bools, due: Bools) -> list[AnsweredSession]:
+    by_session = zip(grid.sessions, grid.split(bars), grid.split(came), grid.split(quiet), grid.split(due), strict=True)
+    return [
+        AnsweredSession(
+            symbol_id=symbol_id,
+            session=session,
+            opens_at=int(grid.opens_at[index]),
+            closes_at=int(grid.closes_at[index]),
+            bars=bars_here,
+            silent=quiet_here & enclosed(came_here),
+            due=due_here,
+        )
+        for index, (session, bars_here, came_here, quiet_here, due_here) in enumerate(by_session)
+    ]
 
 
 def _mask(grid: Grid, places: Int64s) -> Bools:
