@@ -104,22 +104,23 @@ class _Line:
 class PostgresBudget:
     """``ports.Budget`` over the table ``provider_budgets``. Safe to use from several threads.
 
-    Within ``limits`` (by provider, distinct windows), however many processes send. Threads of one process that want to send at the
-    same time ask in one round trip. A provider without limits costs none: only a look, once a second, at who was refused.
+    Within ``limits`` (by provider, one a window: ``domain.budget.limits_of``), however many processes send. Threads of one process
+    that want to send at the same time ask in one round trip. A provider without limits costs none: only a look, once a second, at
+    who was refused.
     ``sleep``, ``clock`` (monotonic) and ``rng`` are handed in. Raises DatabaseUnreachableError where the database is gone.
     """
 
     def __init__(
         self,
         engine: Engine,
-        limits: Mapping[str, Sequence[RateLimit]],
+        limits: Mapping[str, Sequence[RateLimit]] | None = None,
         *,
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._limits = {name: tuple(sorted(several, key=lambda limit: limit.seconds)) for name, several in limits.items()}
+        self._limits = limits or {}
         self._sleep = sleep or threading.Event().wait
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads those who wait, protects nothing
@@ -127,6 +128,10 @@ class PostgresBudget:
         self._holds: dict[tuple[str, str], float] = {}
         self._looked_at: float | None = None
         self._looking = threading.Lock()
+
+    def limit(self, limits: Mapping[str, Sequence[RateLimit]]) -> None:
+        """From now on ``limits`` hold. Providers say theirs when they are open, and are opened with the client that asks here."""
+        self._limits = limits
 
     def take(self, provider: str, account: str, priority: Priority, *, patience_seconds: float) -> None:
         """Return when one request may be sent at once. Raises BudgetSpentError where that is further away than the patience."""
