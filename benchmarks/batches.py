@@ -85,7 +85,6 @@ def minutes(symbol_ids: Sequence[int], sessions: int, *, seed: int = 1) -> Candl
     everything, nothing = np.ones(SLOTS, bool), np.zeros(SLOTS, bool)
     return CandleBatch(
         interval=Interval.M1,
-        provider="benchmark",
         symbol_id=np.repeat(np.array(symbol_ids, np.int32), sessions * SLOTS),
         columns=CandleColumns.of(stamps, open_, high, low, close, volume),
         session_index=np.repeat(np.arange(len(symbol_ids) * sessions, dtype=np.int32), SLOTS),

@@ -38,10 +38,12 @@ from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.pipeline import Pipeline
 from market_data_pipeline.ingest.report import Stretch
+from market_data_pipeline.ingest.routing import Router
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.bulk import CandleWriter
 from market_data_pipeline.storage.candles import CandleReader
 from market_data_pipeline.storage.derive import CandleDeriver
+from market_data_pipeline.storage.health import HealthBook
 from market_data_pipeline.storage.ledger import Ledger
 from market_data_pipeline.storage.universe import UniverseStore
 
@@ -114,8 +116,10 @@ class Open:
 
 def pipeline_on(engine: Engine) -> Pipeline:
     """The real pipeline but for the provider and the clock."""
+    settings, health = Settings(), HealthBook(engine)
+    providers = {FromMemory.name: FromMemory()}
     return Pipeline(
-        settings=Settings(),
+        settings=settings,
         clock=Standing(),
         engine=engine,
         universe=UniverseStore(engine),
@@ -123,7 +127,9 @@ def pipeline_on(engine: Engine) -> Pipeline:
         writer=CandleWriter(engine),
         reader=CandleReader(engine),
         deriver=CandleDeriver(engine),
-        providers={FromMemory.name: FromMemory()},
+        providers=providers,
+        health=health,
+        router=Router(settings, providers, health),
         calendars=trading_calendar,
     )
 

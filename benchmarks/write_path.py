@@ -47,6 +47,7 @@ def prepared(batch: CandleBatch) -> bytes:
             CopyColumn(binary.INT8, 1),
             CopyColumn(binary.TIMESTAMPTZ, 0),
             CopyColumn(binary.INT2, 1),
+            CopyColumn(binary.INT2, 0),
             CopyColumn(binary.INT2, batch.flags),
         ],
         len(columns),

@@ -40,11 +40,13 @@ class SessionAnswer:
     """What one answer said about one session, slot by slot.
 
     ``bars``: a usable bar came. ``silent``: the answer covers the slot, the bar was due, and there is nothing at all there.
-    An explicit null is neither: it is no information (Yahoo sends nulls for its own losses too).
+    An explicit null is neither: it is no information (Yahoo sends nulls for its own losses too). ``is_evidence`` False: an answer
+    from the past, whose bars are good and whose silence says nothing: it is no attempt.
     """
 
     bars: Bools
     silent: Bools
+    is_evidence: bool = True
 
 
 def enclosed(present: Bools) -> Bools:
@@ -63,12 +65,13 @@ def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: date
     Present bars stay present whatever a later answer lacks. A bar that arrives after its slot was confirmed empty is present.
     ``due`` marks the slots whose bar should exist by ``now``. Only an answer after the whole session is due, and no sooner than
     the row's ``next_attempt_at``, counts as an attempt: asking twice in a minute is not twice the evidence. While bars are still to
-    come, the next attempt is planned for after the close at the latest: nobody else may come back for them.
+    come, the next attempt is planned for after the close at the latest: nobody else may come back for them. An answer that is no
+    evidence stores its bars, and leaves attempts and failures as they are.
     """
     present = row.present | answer.bars
     confirmed = row.confirmed_empty & ~present
     spaced = row.next_attempt_at is None or now >= row.next_attempt_at
-    counts = spaced and bool(due.all()) and bool((due & ~present & ~confirmed).any())
+    counts = answer.is_evidence and spaced and bool(due.all()) and bool((due & ~present & ~confirmed).any())
     attempts = row.attempts + counts
     if counts and attempts >= policy.confirm_after:
         confirmed = confirmed | (answer.silent & ~present & enclosed(present))
@@ -89,7 +92,7 @@ def after_answer(row: LedgerRow, answer: SessionAnswer, *, due: Bools, now: date
         present=present,
         confirmed_empty=confirmed,
         attempts=attempts,
-        failures=0,
+        failures=0 if answer.is_evidence else row.failures,
         last_attempt_at=now,
         next_attempt_at=next_attempt,
     )
@@ -100,3 +103,8 @@ def after_failure(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> Le
     failures = row.failures + 1
     next_attempt = max(now + policy.wait(failures), row.next_attempt_at or now)
     return replace(row, failures=failures, last_attempt_at=now, next_attempt_at=next_attempt)
+
+
+def held_back(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> LedgerRow:
+    """The ledger row after an answer that was not believed: neither an attempt nor a failure; asked again after the first wait."""
+    return replace(row, last_attempt_at=now, next_attempt_at=max(now + policy.wait(1), row.next_attempt_at or now))

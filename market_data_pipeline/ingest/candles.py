@@ -340,7 +340,6 @@ class _Ingest:
         symbol_ids = [job.work.instrument.symbol_id for job, _ in answered]
         return CandleBatch(
             interval=self._interval,
-            provider=self._provider.name,
             symbol_id=np.repeat(np.array(symbol_ids, np.int32), lengths),
             columns=CandleColumns.concat([judged.columns for _, judged in answered]),
             session_index=np.concatenate(

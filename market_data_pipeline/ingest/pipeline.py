@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.candles import Interval
     from market_data_pipeline.domain.capabilities import Capability
-    from market_data_pipeline.domain.ports import Clock, Provider
+    from market_data_pipeline.domain.ports import Budget, Clock, Provider
     from market_data_pipeline.domain.sessions import TradingCalendar
+    from market_data_pipeline.ingest.routing import Router
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.bulk import CandleWriter
     from market_data_pipeline.storage.candles import CandleReader
     from market_data_pipeline.storage.derive import CandleDeriver
+    from market_data_pipeline.storage.health import HealthBook
     from market_data_pipeline.storage.ledger import Ledger
     from market_data_pipeline.storage.universe import UniverseStore
 
@@ -39,7 +41,10 @@ class Pipeline:
     reader: CandleReader
     deriver: CandleDeriver
     providers: Mapping[str, Provider]
+    health: HealthBook
+    router: Router
     calendars: Callable[[str], TradingCalendar]
+    budget: Budget | None = None
 
     def known_at(self, now: datetime) -> datetime | None:
         """The knowledge time to store: ``now`` on a virtual clock, None (the database's own clock) otherwise.
@@ -53,14 +58,9 @@ class Pipeline:
         return next((capability for _, capability in self.bars_providers(interval.source or interval)), None)
 
     def bars_providers(self, interval: Interval) -> list[tuple[BarsProvider, Capability]]:
-        """Those that the policy names, in its order, that lack nothing and serve ``interval`` itself."""
-        wanted = bars(interval)
-        found: list[tuple[BarsProvider, Capability]] = []
-        for name in self.settings.policy(wanted):
-            provider = self.providers.get(name)
-            if isinstance(provider, BarsProvider) and provider.lacking is None:
-                found.extend((provider, capability) for capability in provider.capabilities if capability.name == wanted)
-        return found
+        """Those that the policy names, in its order, that lack nothing and serve ``interval`` itself, whatever their health."""
+        configured, _ = self.router.configured(bars(interval))
+        return [(provider, capability) for provider, capability in configured if isinstance(provider, BarsProvider)]
 
     def settle_seconds(self, interval: Interval) -> int:
         """How long after its end a bar of ``interval`` is still pending: our margin, or the first provider's longer delay."""

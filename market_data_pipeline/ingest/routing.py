@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from market_data_pipeline.domain.capabilities import parse_limits
 from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputError, NoProviderAvailableError, ProviderError
 from market_data_pipeline.domain.health import Outcome
 from market_data_pipeline.domain.routing import Contender, ranked
@@ -147,7 +148,7 @@ class Router:
         base = served.feed.volume_base if served.interval is not None else None
         if health is None:
             return Contender(name, volume_base=base)
-        policy = self._settings.health_policy
+        policy = self._health.policy
         admission = health.admission(now=now, policy=policy)
         return Contender(
             name,
@@ -171,15 +172,15 @@ def nobody(route: Route) -> NoProviderAvailableError:
     return NoProviderAvailableError(f"nobody can be asked for {route.capability}: {route.reasons}")
 
 
-def check_policies(settings: Settings, installed: Collection[str]) -> None:
-    """Raise ConfigurationError where a policy that the user set names a provider that is not installed.
+def check_names(settings: Settings, installed: Collection[str]) -> None:
+    """Raise ConfigurationError where a policy that the user set, or a limit, names a provider that is not installed.
 
     The policies as shipped may name providers that are not there: they are passed over.
     """
-    for field_name in sorted(settings.model_fields_set):
-        if field_name.startswith("policy_"):
-            capability = field_name.removeprefix("policy_")
-            unknown = [name for name in settings.policy(capability) if name not in installed]
-            if unknown:
-                known = ", ".join(sorted(installed))
-                raise ConfigurationError(f"MDP_{field_name.upper()} names {', '.join(unknown)}: expected some of {known}")
+    named = {field: settings.policy(field.removeprefix("policy_")) for field in settings.model_fields_set if "policy_" in field}
+    named["limits"] = tuple(parse_limits(settings.limits))
+    for field_name, names in sorted(named.items()):
+        unknown = [name for name in names if name not in installed]
+        if unknown:
+            known = ", ".join(sorted(installed))
+            raise ConfigurationError(f"MDP_{field_name.upper()} names {', '.join(unknown)}: expected some of {known}")

@@ -35,6 +35,11 @@ class OpenProvider(Protocol):
         ...
 
 
+def installed_providers() -> tuple[str, ...]:
+    """The names of all there are, whether or not they are configured to exist."""
+    return tuple(sorted(point.name for point in entry_points(group=GROUP)))
+
+
 def open_providers(context: ProviderContext) -> dict[str, Provider]:
     """Every provider that is installed, by name, those without a key included: they say what they lack.
 

@@ -19,7 +19,7 @@ import numpy as np
 import psycopg2
 import psycopg2.errors
 
-from market_data_pipeline.domain.capabilities import bars
+from market_data_pipeline.domain.capabilities import Feed, bars
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, DiskError, InvalidInputError
 from market_data_pipeline.domain.healing import SessionAnswer, after_answer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class that psycopg2 spells in lower case
     from sqlalchemy.engine import Engine
 
-    from market_data_pipeline.domain.candles import Bools, Int64s, Interval
+    from market_data_pipeline.domain.candles import Bools, Int16s, Int64s, Interval
     from market_data_pipeline.domain.healing import HealingPolicy
     from market_data_pipeline.domain.ports import AnsweredSession, CandleBatch, Fetch
 
@@ -203,6 +203,18 @@ class SessionChange:
     known_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class StageChanges:
+    """What applying a stage did, by session_index: what changed, and how many bars were left alone.
+
+    Left alone is a stored bar that differs and that another provider gave, whom the staged one's may not overrule. Sessions of
+    which there is nothing to say are in neither.
+    """
+
+    changed: Mapping[int, SessionChange]
+    left_alone: Mapping[int, int]
+
+
 def advance_ledger(  # noqa: PLR0913 - what is known before, what was answered, what it changed, and the clock
     cursor: Cursor,
     interval: Interval,
@@ -226,7 +238,8 @@ def advance_ledger(  # noqa: PLR0913 - what is known before, what was answered, 
         if row is not None and change is None and row.digest is not None and row.digest == digests[index] and _is_settled(row):
             continue
         start = row or _opened(session, interval, known_at=learned_at)
-        after = after_answer(start, SessionAnswer(session.bars, session.silent), due=session.due, now=now, policy=policy)
+        answer = SessionAnswer(session.bars, session.silent, session.is_evidence)
+        after = after_answer(start, answer, due=session.due, now=now, policy=policy)
         complete_answer = bool(session.bars.any()) and np.array_equal(after.present, session.bars)
         known_at = start.known_at if change is None else max(learned_at, instant_of(change.known_at))
         after = replace(after, digest=digests[index] if complete_answer else None, known_at=known_at)
@@ -271,7 +284,9 @@ def _opened(session: AnsweredSession, interval: Interval, *, known_at: datetime)
 PRICES = ("open", "high", "low", "close")
 MEASURES = ("volume", "vwap", "trades")
 VALUES = PRICES + MEASURES
-ORIGIN = ("fetch_id", "as_of", "provider", "flags")
+ORIGIN = ("fetch_id", "as_of", "provider", "feed", "flags")
+# What a provider that the policy does not name counts as: behind all that it names.
+_BEHIND_ALL = 32_767
 
 
 def _same_float32(column: str) -> str:
@@ -305,12 +320,18 @@ class StagedTable:
             [f"({_listed(MEASURES, 'b')}) is distinct from ({_listed(MEASURES, 's')})"]
             + [f"not ({_same_float32(column)})" for column in PRICES]
         )
+        # A stored bar is its provider's: another one only fills holes, unless the policy ranks it higher and it was asked to.
+        overrules = (
+            f"b.provider = s.provider or coalesce(array_position(%(ranking)s::int2[], s.provider)"
+            f" < coalesce(array_position(%(ranking)s::int2[], b.provider), {_BEHIND_ALL}), false)"
+        )
         # A rolled back batch leaves dead pages behind, from which the planner takes the stage to be huge and reads the whole
         # table (5.7 s instead of 31 ms). Truncated only then: it writes to the catalogue.
         self._open = f"""
 set local client_min_messages = warning;
 create temporary table if not exists {self.stage} (like {name} including defaults, session_index int4) on commit delete rows;
-create temporary table if not exists {changed} (like {self.stage} including defaults, stored boolean) on commit delete rows;
+create temporary table if not exists {changed} (like {self.stage} including defaults, stored boolean, overrules boolean)
+  on commit delete rows;
 do $$ begin
   if pg_relation_size('{self.stage}') + pg_relation_size('{changed}') > 0 then truncate {self.stage}, {changed}; end if;
 end $$"""
@@ -318,21 +339,22 @@ end $$"""
         self._compare = {
             float32: f"""
 with found as (
-  insert into {changed} ({_listed(self.columns)}, session_index, stored)
-  select {_listed((*key, *VALUES), "s")}, s.fetch_id,
-         greatest(s.as_of, b.as_of + interval '1 microsecond'), s.provider, s.flags, s.session_index, b.symbol_id is not null
+  insert into {changed} ({_listed(self.columns)}, session_index, stored, overrules)
+  select {_listed((*key, *VALUES), "s")}, s.fetch_id, greatest(s.as_of, b.as_of + interval '1 microsecond'),
+         s.provider, s.feed, s.flags, s.session_index, b.symbol_id is not null, {overrules}
     from {self.stage} s left join {name} b on {here}
    where b.symbol_id is null or {differs}
-  returning session_index, stored, as_of)
-select session_index, count(*) filter (where not stored), count(*) filter (where stored),
-       (extract(epoch from max(as_of)) * 1000000)::int8
+  returning session_index, stored, overrules, as_of)
+select session_index, count(*) filter (where not stored), count(*) filter (where stored and overrules),
+       count(*) filter (where stored and not overrules),
+       coalesce((extract(epoch from max(as_of) filter (where overrules or not stored)) * 1000000)::int8, 0)
   from found group by session_index"""  # noqa: S608 - column and table names of this module
             for float32, differs in ((False, exactly), (True, f"({as_float32})"))
         }
         replaced = (*VALUES, *ORIGIN)
         self._apply = f"""
 merge into {name} b using {changed} s on {here}
-when matched then update set {", ".join(f"{column} = s.{column}" for column in replaced)}
+when matched and s.overrules then update set {", ".join(f"{column} = s.{column}" for column in replaced)}
 when not matched then insert ({_listed(self.columns)}) values ({_listed(self.columns, "s")})"""  # noqa: S608 - as above
         self._copy = f"copy {name} ({_listed(self.columns)}) from stdin (format binary)"
         self._copy_stage = f"copy {self.stage} ({_listed(self.columns)}, session_index) from stdin (format binary)"
@@ -364,18 +386,25 @@ when not matched then insert ({_listed(self.columns)}) values ({_listed(self.col
         first: datetime | date,
         last: datetime | date,
         float32_prices: bool = False,
-    ) -> dict[int, SessionChange]:
+        ranking: Sequence[int] | None = None,
+    ) -> StageChanges:
         """Write the staged bars that are new or differ from what is stored; the triggers keep what is replaced.
 
         The bounds must enclose the stage: a bar outside them counts as new. ``float32_prices``: prices that are the same float32
-        are the same. Answers what changed, by session_index; sessions where nothing changed are left out.
+        are the same. ``ranking``: the numbers of providers, best first: a stored bar gives way to that of a better one, too. None:
+        only to its own provider's.
         """
         bounds = {"symbol_ids": sorted(symbol_ids), "first": first, "last": last}
-        cursor.execute(self._compare[float32_prices], bounds)
-        changes = {index: SessionChange(inserted, revised, known_at) for index, inserted, revised, known_at in cursor}
-        if changes:
+        cursor.execute(self._compare[float32_prices], {**bounds, "ranking": ranking})
+        found = cast("list[tuple[int, int, int, int, int]]", cursor.fetchall())
+        changed = {
+            index: SessionChange(inserted, revised, known_at)
+            for index, inserted, revised, _, known_at in found
+            if inserted or revised
+        }
+        if changed:
             cursor.execute(self._apply, bounds)
-        return changes
+        return StageChanges(changed, {index: left_alone for index, *_, left_alone, _ in found if left_alone})
 
 
 INTRADAY = StagedTable("candles_intraday", ("symbol_id", "interval_s", "opened_at"))
@@ -440,13 +469,20 @@ class CandleWriter:
         policy: HealingPolicy,
         known_at: datetime | None = None,
         run_id: str | None = None,
+        ranking: Sequence[str] | None = None,
     ) -> WriteReport:
         """Store a batch in one transaction: all of it, or nothing.
 
         ``known_at`` is when we learned it (None: the database's clock, read under the lock); for a session we already knew bars
         of, it is raised where needed to be later than what we knew, so knowledge never runs backwards. Writing the same again
-        changes no bar and no ledger row. Bars that the batch lacks stay. Raises ValueError for a batch that breaks its contract and
-        psycopg2's CheckViolation for a bar that breaks a law of the table: both are the caller's bugs.
+        changes no bar and no ledger row. Bars that the batch lacks stay.
+
+        A stored bar is revised only by the provider that gave it; others only fill holes, and what differs of theirs is counted as
+        left alone. ``ranking``, names of providers, best first, is for asking again on purpose: a bar then also gives way to a
+        provider that stands before its own, which counts as last where it is not named.
+
+        Raises ValueError for a batch that breaks its contract and psycopg2's CheckViolation for a bar that breaks a law of the
+        table: both are the caller's bugs.
         """
         offsets = _checked_offsets(batch)
         digests = session_digests(batch, offsets)
@@ -457,16 +493,18 @@ class CandleWriter:
             before = read_ledger(cursor, batch.interval, [(s.symbol_id, s.session) for s in batch.sessions])
             _require_same_grid(batch, before)
             fetch_ids = record_fetches(cursor, batch.fetches, _fetch_symbols(batch), run_id=run_id)
-            provider = provider_number(cursor, batch.provider)
-            bars = _Bars(batch, offsets, digests, before, fetch_ids, provider, learned_at)
-            changes = bars.store(cursor)
+            names = dict.fromkeys((*(ranking or ()), *(fetch.provider for fetch in batch.fetches)))
+            providers = {name: provider_number(cursor, name) for name in names}
+            stored = _Bars(batch, offsets, digests, before, fetch_ids, providers, learned_at, ranking).store(cursor)
+            changes = stored.changed
             confirmed = advance_ledger(
                 cursor,
                 batch.interval,
                 before=before,
                 sessions=batch.sessions,
                 changes=changes,
-                digests=digests,
+                # What differs from what is stored must be compared again the next time.
+                digests=[None if index in stored.left_alone else digest for index, digest in enumerate(digests)],
                 learned_at=learned_at,
                 now=now,
                 policy=policy,
@@ -479,10 +517,12 @@ class CandleWriter:
                 _move_cursors(cursor, batch, {batch.sessions[index].symbol_id for index in changes}, now)
             if changes or confirmed:
                 _notify(cursor, batch.interval, symbols=len(symbol_ids), rows=inserted + revised)
+        left_alone = sum(stored.left_alone.values())
         return WriteReport(
             inserted=inserted,
             revised=revised,
-            unchanged=len(batch.columns) - inserted - revised,
+            unchanged=len(batch.columns) - inserted - revised - left_alone,
+            left_alone=left_alone,
             refused=refused,
             confirmed_empty=confirmed,
             known_at=max([learned_at, *(instant_of(change.known_at) for change in changes.values())]),
@@ -547,11 +587,12 @@ class _Bars:
     digests: Sequence[bytes | None]
     before: Mapping[tuple[int, date], LedgerRow]
     fetch_ids: Sequence[int]
-    provider: int
+    providers: Mapping[str, int]
     learned_at: datetime
+    ranking: Sequence[str] | None
 
-    def store(self, cursor: Cursor) -> dict[int, SessionChange]:
-        """Write what is new or differs. Answers what changed, by index of the session; unchanged sessions are left out."""
+    def store(self, cursor: Cursor) -> StageChanges:
+        """Write what is new or differs. Answers what came of it, by index of the session."""
         known_at = np.full(len(self.batch.sessions), micros(self.learned_at))
         new, known = [], []
         for index, session in enumerate(self.batch.sessions):
@@ -566,7 +607,8 @@ class _Bars:
                 known_at[index] = max(known_at[index], micros(cast("datetime", row.known_at)) + 1)
         table = table_of(self.batch.interval)
         counts = np.diff(self.offsets)
-        changes = {}
+        changes: dict[int, SessionChange] = {}
+        left_alone: Mapping[int, int] = {}
         if new:
             if table.copy_new(cursor, self._reader(new, known_at)):
                 changes = {index: SessionChange(int(counts[index]), 0, int(known_at[index])) for index in new}
@@ -579,14 +621,23 @@ class _Bars:
             first, last = (instant_of(int(edge) * 1_000_000) for edge in (opened_at.min(), opened_at.max()))
             table.open_stage(cursor)
             table.copy_to_stage(cursor, self._reader(known, known_at, staged=True))
-            changes |= table.apply_stage(
+            applied = table.apply_stage(
                 cursor,
                 symbol_ids={self.batch.sessions[index].symbol_id for index in known},
                 first=first.date() if self.batch.interval.is_daily else first,
                 last=last.date() if self.batch.interval.is_daily else last,
                 float32_prices=self.batch.float32_prices,
+                ranking=None if self.ranking is None else [self.providers[name] for name in self.ranking],
             )
-        return changes
+            changes |= applied.changed
+            left_alone = applied.left_alone
+        return StageChanges(changes, left_alone)
+
+    def _by_fetch(self, values: Sequence[int], rows: slice | Bools) -> int | Int16s:
+        """What each bar has from its fetch: one value where all have the same, which costs the copy nothing."""
+        if len(set(values)) == 1:
+            return int(values[0])
+        return np.array(values, np.int16)[self.batch.fetch_index[rows]]
 
     def _rows(self, sessions: Sequence[int]) -> slice | Bools:
         if len(sessions) == len(self.batch.sessions):
@@ -616,7 +667,8 @@ class _Bars:
                 CopyColumn(binary.INT8, columns.trades[rows], nullable=True),
                 CopyColumn(binary.INT8, np.array(self.fetch_ids, np.int64)[batch.fetch_index[rows]]),
                 CopyColumn(binary.TIMESTAMPTZ, binary.timestamps(known_at)[session_index]),
-                CopyColumn(binary.INT2, self.provider),
+                CopyColumn(binary.INT2, self._by_fetch([self.providers[fetch.provider] for fetch in batch.fetches], rows)),
+                CopyColumn(binary.INT2, self._by_fetch(batch.feeds or [Feed.CONSOLIDATED], rows)),
                 CopyColumn(binary.INT2, batch.flags[rows]),
                 *([CopyColumn(binary.INT4, session_index)] if staged else []),
             ],
@@ -687,8 +739,8 @@ def _fetch_symbols(batch: CandleBatch) -> list[int | None]:
 
 MOVE_CURSORS = """
 insert into ingestion_cursor as c (symbol_id, interval_s, provider, last_opened_at, status, updated_at)
-select symbol_id, %s, %s, to_timestamp(last_opened_at), 'ok', %s
-  from unnest(%s::int4[], %s::int8[]) as k(symbol_id, last_opened_at)
+select symbol_id, %s, provider, to_timestamp(last_opened_at), 'ok', %s
+  from unnest(%s::int4[], %s::text[], %s::int8[]) as k(symbol_id, provider, last_opened_at)
 on conflict (symbol_id, interval_s, provider) do update
    set last_opened_at = greatest(c.last_opened_at, excluded.last_opened_at), status = excluded.status,
        updated_at = excluded.updated_at
@@ -696,10 +748,21 @@ on conflict (symbol_id, interval_s, provider) do update
 
 
 def _move_cursors(cursor: Cursor, batch: CandleBatch, symbol_ids: Collection[int], now: datetime) -> None:
-    ends = np.append(np.flatnonzero(np.diff(batch.symbol_id)), len(batch.symbol_id) - 1)
-    newest = dict(zip(batch.symbol_id[ends].tolist(), batch.columns.opened_at[ends].tolist(), strict=True))
-    moved = sorted(symbol_ids)
-    cursor.execute(MOVE_CURSORS, (batch.interval.seconds, batch.provider, now, moved, [newest[s] for s in moved]))
+    # Bars are sorted, so of all runs of one fetch's bars of one symbol the last to end is the newest.
+    breaks = (np.diff(batch.symbol_id) != 0) | (np.diff(batch.fetch_index) != 0)
+    ends = np.append(np.flatnonzero(breaks), len(batch.symbol_id) - 1)
+    newest = {
+        (symbol_id, batch.fetches[fetch].provider): opened_at
+        for symbol_id, fetch, opened_at in zip(
+            batch.symbol_id[ends].tolist(),
+            batch.fetch_index[ends].tolist(),
+            batch.columns.opened_at[ends].tolist(),
+            strict=True,
+        )
+    }
+    moved = sorted(key for key in newest if key[0] in symbol_ids)
+    names = [name for _, name in moved]
+    cursor.execute(MOVE_CURSORS, (batch.interval.seconds, now, [s for s, _ in moved], names, [newest[key] for key in moved]))
 
 
 KEEP_REFUSED = """
@@ -739,39 +802,42 @@ def _keep_refused(cursor: Cursor, batch: CandleBatch, fetch_ids: Sequence[int]) 
 
 KEEP_ACTIONS = """
 with told as materialized (
-  select * from unnest(%(symbol_ids)s::int4[], %(kinds)s::text[], %(sessions)s::date[], %(values)s::float8[],
-                       %(currencies)s::text[], %(fetch_ids)s::int8[])
-                as k(symbol_id, kind, session_date, value, currency, fetch_id)),
+  select * from unnest(%(symbol_ids)s::int4[], %(kinds)s::text[], %(sessions)s::date[], %(providers)s::text[],
+                       %(values)s::float8[], %(currencies)s::text[], %(fetch_ids)s::int8[])
+                as k(symbol_id, kind, session_date, provider, value, currency, fetch_id)),
 current as (
   select t.*, a.known_from, greatest(%(known_at)s, a.known_from + interval '1 microsecond') as replaced_at,
          a.value is not distinct from t.value and a.currency is not distinct from t.currency as is_same
     from told t left join corporate_actions a
       on a.symbol_id = t.symbol_id and a.kind = t.kind and a.session_date = t.session_date
-     and a.provider = %(provider)s and a.known_to is null),
+     and a.provider = t.provider and a.known_to is null),
 closed as (
   update corporate_actions a set known_to = c.replaced_at from current c
    where not c.is_same and a.symbol_id = c.symbol_id and a.kind = c.kind and a.session_date = c.session_date
-     and a.provider = %(provider)s and a.known_from = c.known_from)
+     and a.provider = c.provider and a.known_from = c.known_from)
 insert into corporate_actions (symbol_id, kind, session_date, provider, value, currency, fetch_id, known_from)
-select symbol_id, kind, session_date, %(provider)s, value, currency, fetch_id, greatest(%(known_at)s, replaced_at)
+select symbol_id, kind, session_date, provider, value, currency, fetch_id, greatest(%(known_at)s, replaced_at)
   from current where not is_same"""
 
 
 def _keep_actions(cursor: Cursor, batch: CandleBatch, fetch_ids: Sequence[int], learned_at: datetime) -> None:
     # Two windows of one batch may tell the same action: the last one told holds.
-    told = {(s, action.kind, action.session): (action, fetch_ids[index]) for s, index, action in batch.actions}
+    told = {
+        (symbol_id, action.kind, action.session, batch.fetches[index].provider): (action, fetch_ids[index])
+        for symbol_id, index, action in batch.actions
+    }
     if not told:
         return
     cursor.execute(
         KEEP_ACTIONS,
         {
-            "symbol_ids": [symbol_id for symbol_id, _, _ in told],
-            "kinds": [kind for _, kind, _ in told],
-            "sessions": [session for _, _, session in told],
+            "symbol_ids": [symbol_id for symbol_id, *_ in told],
+            "kinds": [kind for _, kind, *_ in told],
+            "sessions": [session for *_, session, _ in told],
+            "providers": [provider for *_, provider in told],
             "values": [action.value for action, _ in told.values()],
             "currencies": [action.currency for action, _ in told.values()],
             "fetch_ids": [fetch_id for _, fetch_id in told.values()],
-            "provider": batch.provider,
             "known_at": learned_at,
         },
     )

@@ -53,11 +53,12 @@ MINUTE = Interval.M1.seconds
 
 # One scan of the minutes' primary key a symbol and segment. A bar is computed only where the ledger has its bit in `complete`, and
 # only from as many minutes as the ledger says are there. Sums are taken in the order of the minutes: another order would round
-# otherwise, and deriving again would find a difference. Staged is only what is new or differs.
+# otherwise, and deriving again would find a difference. Staged is only what is new or differs. A bar with one minute of another
+# feed in it is labelled with that feed.
 _STAGE = f"""
 with computed as materialized (
   select k.symbol_id, k.session_index, to_timestamp(g.starts_at + m.bucket * %(seconds)s) as opened_at,
-         m.open, m.high, m.low, m.close, m.volume, m.vwap, m.trades, m.flags
+         m.open, m.high, m.low, m.close, m.volume, m.vwap, m.trades, m.flags, m.feed
     from unnest(%(session_indexes)s::int4[], %(symbol_ids)s::int4[], %(days)s::int4[],
                 %(complete)s::varbit[], %(minutes)s::varbit[])
          as k (session_index, symbol_id, day, complete, minutes)
@@ -73,7 +74,7 @@ with computed as materialized (
                      then sum(b.vwap * b.volume order by b.opened_at) / nullif(sum(b.volume order by b.opened_at), 0)
                 end as vwap,
                 case when bool_and(b.trades is not null) then sum(b.trades)::int8 end as trades,
-                bit_or(b.flags) as flags,
+                bit_or(b.flags) as flags, max(b.feed) as feed,
                 count(*) as minutes
            from candles_intraday b
           where b.symbol_id = k.symbol_id and b.interval_s = {MINUTE}
@@ -85,9 +86,9 @@ with computed as materialized (
            for least(%(per_bar)s, (g.ends_at - g.starts_at + {MINUTE - 1}) / {MINUTE} - m.bucket * %(per_bar)s)::int4))
 ),
 staged as (
-  insert into {INTRADAY.stage} (symbol_id, interval_s, opened_at, open, high, low, close, volume, vwap, trades, flags,
+  insert into {INTRADAY.stage} (symbol_id, interval_s, opened_at, open, high, low, close, volume, vwap, trades, flags, feed,
                                 fetch_id, as_of, provider, session_index)
-  select c.symbol_id, %(seconds)s, c.opened_at, c.open, c.high, c.low, c.close, c.volume, c.vwap, c.trades, c.flags,
+  select c.symbol_id, %(seconds)s, c.opened_at, c.open, c.high, c.low, c.close, c.volume, c.vwap, c.trades, c.flags, c.feed,
          0, %(learned_at)s, %(provider)s, c.session_index
     from computed c
     left join candles_intraday b
@@ -348,7 +349,7 @@ class _Derivation:
         )
         return dict(cast("list[tuple[int, int]]", self.cursor.fetchall()))
 
-    def _apply(self, started: float) -> dict[int, SessionChange]:
+    def _apply(self, started: float) -> Mapping[int, SessionChange]:
         """Write the staged bars with their provenance: one fetch for each symbol that has any."""
         self.cursor.execute(_STAGED)
         staged = cast("list[tuple[int, int]]", self.cursor.fetchall())
@@ -373,7 +374,7 @@ class _Derivation:
             symbol_ids=symbol_ids,
             first=instant_of(first.opens_at * 1_000_000),
             last=instant_of(last.closes_at * 1_000_000),
-        )
+        ).changed
 
     def _reports(
         self,

@@ -389,7 +389,6 @@ def _as_batch(found: _WrongRow, bars: CandleColumns, *, float32_prices: bool) ->
     nothing = np.zeros(len(bars), np.int32)
     return CandleBatch(
         interval=found.interval,
-        provider="",
         symbol_id=np.full(len(bars), found.symbol_id, np.int32),
         columns=bars,
         session_index=nothing,

@@ -93,7 +93,6 @@ def store(
     fetch = fetch_of(symbol, interval, rows=len(slots), started_at=known_at)
     batch = CandleBatch(
         interval=interval,
-        provider="yahoo",
         symbol_id=np.full(len(slots), instrument.symbol_id, np.int32),
         columns=CandleColumns.of(grid.opened_at[slots], opens, opens + 1, opens - 1, opens + 0.5, np.full(len(slots), 1500.0)),
         session_index=np.zeros(len(slots), np.int32),

@@ -131,7 +131,6 @@ def batch(
     values = np.array([bar for *_, bar in rows], np.float64).reshape(-1, len(Bar._fields))
     return CandleBatch(
         interval=interval,
-        provider=provider,
         symbol_id=np.array([symbol_id for symbol_id, *_ in rows], np.int32),
         columns=CandleColumns(np.array([stamp for *_, stamp, _ in rows], np.int64), *values.T.copy()),
         session_index=np.array([index for _, index, *_ in rows], np.int32),
