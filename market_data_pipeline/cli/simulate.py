@@ -13,12 +13,15 @@ import click
 import orjson
 
 from market_data_pipeline.cli.output import json_option, print_json
+from market_data_pipeline.domain.capabilities import parse_limits
 from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.simulator.client import variables
 from market_data_pipeline.simulator.clock import VirtualClock, parse_instant, parse_speed
 from market_data_pipeline.simulator.faults import read_rules
 from market_data_pipeline.simulator.market import Market
 from market_data_pipeline.simulator.sample import CAST, DEFAULT_END, DEFAULT_START, write_sample
 from market_data_pipeline.simulator.server import Addresses, Simulator, listening
+from market_data_pipeline.simulator.vendor import PREMIUM
 
 # click keeps the lines of a paragraph that begins with \b as they are.
 _SIMULATE_EXAMPLES = """\b
@@ -34,7 +37,7 @@ Examples:
 """
 
 
-@click.command(short_help="Serve a provider's wire format from a data directory, on a virtual clock.", epilog=_SIMULATE_EXAMPLES)
+@click.command(short_help="Serve the providers' wire formats from a data directory, on a virtual clock.", epilog=_SIMULATE_EXAMPLES)
 @click.option("--data", type=click.Path(path_type=Path), required=True, metavar="DIR", help="<interval>/<SYMBOL>.csv[.gz] files.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Everything left to chance follows from it.")
 @click.option(
@@ -42,6 +45,9 @@ Examples:
 )
 @click.option("--speed", type=float, default=1.0, show_default=True, help="0 stands still, 1 is the real pace.")
 @click.option("--faults", type=click.Path(path_type=Path), metavar="FILE", help="YAML or JSON list of rules (docs/simulator.md).")
+@click.option(
+    "--limits", metavar="TEXT", default="", help='Rate limits, as MDP_LIMITS: "massive=none;finnhub=60/m". Default: as documented.'
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the provider. Default: a free one.")
 @click.option("--control-port", type=click.IntRange(0, 65535), default=0, help="Port of the control plane. Default: a free one.")
 @click.option("--ready-file", type=click.Path(path_type=Path), metavar="FILE", help="Write the URLs there once it answers.")
@@ -53,19 +59,20 @@ def simulate(  # noqa: PLR0913 - one argument an option
     now_text: str | None,
     speed: float,
     faults: Path | None,
+    limits: str,
     port: int,
     control_port: int,
     ready_file: Path | None,
     export: bool,
 ) -> None:
-    """Serve Yahoo's chart wire format from DIR on 127.0.0.1 until SIGTERM or Ctrl-C.
+    """Serve the wire formats of the providers from DIR on 127.0.0.1 until SIGTERM or Ctrl-C.
 
-    Once it answers it prints one line of JSON with its base URLs: yahoo for MDP_YAHOO_BASE_URL, control for MDP_CLOCK.
+    Once it answers it prints one line of JSON with its base URLs: one for each provider, and control for MDP_CLOCK.
     """
     now = datetime.now(UTC) if now_text is None else parse_instant(now_text, name="--now")
     rules = () if faults is None else read_rules(faults)
     clock = VirtualClock(now, parse_speed(speed), monotonic)
-    simulator = Simulator(Market(data), clock, seed, rules)
+    simulator = Simulator(Market(data), clock, seed, rules, parse_limits(limits))
     asyncio.run(_serve(simulator, port=port, control_port=control_port, ready_file=ready_file, export=export))
 
 
@@ -117,5 +124,6 @@ async def _serve(simulator: Simulator, *, port: int, control_port: int, ready_fi
 
 def _announced(addresses: Addresses, *, export: bool) -> str:
     if export:
-        return f"export MDP_YAHOO_BASE_URL={addresses.yahoo}\nexport MDP_CLOCK={addresses.control}"
-    return orjson.dumps({"yahoo": addresses.yahoo, "control": addresses.control}).decode()
+        told = variables(addresses.urls, addresses.control, plan=PREMIUM)
+        return "\n".join(f"export {name}={value}" for name, value in told.items())
+    return orjson.dumps({**addresses.urls, "control": addresses.control}).decode()

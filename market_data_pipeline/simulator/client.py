@@ -15,6 +15,8 @@ import httpx
 import orjson
 
 from market_data_pipeline.domain.errors import InvalidInputError, UnavailableError
+from market_data_pipeline.simulator.vendor import PREMIUM
+from market_data_pipeline.simulator.vendors import VENDORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +24,44 @@ if TYPE_CHECKING:
 STOP_SECONDS = 10.0
 
 
+def variables(urls: Mapping[str, str], control: str, *, plan: str) -> dict[str, str]:
+    """The MDP_* variables that make the pipeline live on the simulator at these URLs, with made-up keys of ``plan``."""
+    told = {"MDP_CLOCK": control}
+    for vendor in VENDORS:
+        told |= vendor.variables(urls[vendor.name], plan)
+    return told
+
+
 @dataclass(frozen=True, slots=True)
 class RunningSimulator:
-    """A simulator that answers. ``yahoo`` and ``control`` are base URLs; methods speak to the control plane."""
+    """A simulator that answers. ``urls``: the base URL of each vendor; methods speak to the control plane."""
 
-    yahoo: str
+    urls: Mapping[str, str]
     control: str
     process: subprocess.Popen[bytes]
     _http: httpx.Client
+
+    @property
+    def yahoo(self) -> str:
+        """Yahoo's base URL."""
+        return self.urls["yahoo"]
+
+    def environment(self, *, plan: str = PREMIUM) -> dict[str, str]:
+        """The MDP_* variables of a pipeline that lives here: the clock, every base URL, made-up keys of accounts with ``plan``."""
+        return variables(self.urls, self.control, plan=plan)
+
+    def limits(self) -> list[dict[str, Any]]:
+        """What each account has used: ``{provider, account, requests, refused, limits: [{limit, allowed, most}]}``."""
+        report: list[dict[str, Any]] = self._call("GET", "/__sim/limits")
+        return report
+
+    def set_limits(self, text: str) -> None:
+        """Other limits, as MDP_LIMITS spells them; counts begin anew."""
+        self._call("POST", "/__sim/limits", text)
+
+    def over_limit(self) -> int:
+        """How many requests were refused because their account had asked too often."""
+        return sum(account["refused"] for account in self.limits())
 
     def requests(self, *, since: int = 0) -> list[dict[str, Any]]:
         """The data plane's requests so far, oldest first; after the one numbered ``since``."""
@@ -73,19 +105,21 @@ def running_simulator(
     seed: int = 7,
     speed: float = 0.0,
     faults: Path | Sequence[Mapping[str, Any]] | None = None,
+    limits: str = "",
     port: int = 0,
     control_port: int = 0,
 ) -> Iterator[RunningSimulator]:
     """`mdp simulate` in a process of its own, ready to answer, ended with the block.
 
-    By default its clock stands still at ``now``. ``faults``: a file, or the rules themselves. Where it does not start,
-    UnavailableError or InvalidInputError says what it said.
+    By default its clock stands still at ``now``. ``faults``: a file, or the rules themselves. ``limits``: in place of the
+    documented ones, as MDP_LIMITS spells them. Where it does not start, UnavailableError or InvalidInputError says what it said.
     """
     with tempfile.TemporaryDirectory(prefix="mdp-simulator-") as folder:
         if faults is not None and not isinstance(faults, Path):
             faults = _written(Path(folder) / "faults.json", list(faults))
         arguments = ["--data", str(data), "--now", now.isoformat(), "--seed", str(seed), "--speed", str(speed)]
         arguments += ["--port", str(port), "--control-port", str(control_port)]
+        arguments += ["--limits", limits] if limits else []
         arguments += [] if faults is None else ["--faults", str(faults)]
         complaints = Path(folder) / "stderr"
         with complaints.open("wb") as stderr:
@@ -98,7 +132,8 @@ def running_simulator(
         try:
             urls = _ready_line(process, complaints)
             with httpx.Client(base_url=urls["control"], timeout=30.0, trust_env=False) as http:
-                yield RunningSimulator(yahoo=urls["yahoo"], control=urls["control"], process=process, _http=http)
+                control = urls.pop("control")
+                yield RunningSimulator(urls=urls, control=control, process=process, _http=http)
         finally:
             _stop(process)
 

@@ -23,118 +23,148 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import h11
 import orjson
 
+from market_data_pipeline.domain.capabilities import parse_limits
 from market_data_pipeline.domain.errors import InvalidInputError, UnavailableError
 from market_data_pipeline.simulator.clock import instant_of, parse_instant, parse_speed
-from market_data_pipeline.simulator.faults import (
-    JSON_TYPE,
-    Asked,
-    FaultScript,
-    Reply,
-    Rule,
-    bend_answer,
-    bend_reply,
-    parse_rules,
-)
-from market_data_pipeline.simulator.yahoo import CHART_PATH, ChartRefusal, ChartRequest, answer_chart, parse_request
+from market_data_pipeline.simulator.fault_answers import bend_answer
+from market_data_pipeline.simulator.fault_replies import MEGABYTE, bend_reply
+from market_data_pipeline.simulator.faults import FaultScript, parse_rules
+from market_data_pipeline.simulator.limits import LimitBook, LimitState
+from market_data_pipeline.simulator.rules import Asked, Strike
+from market_data_pipeline.simulator.vendor import FREE, Call, Delivery, Received, Reply, Scene
+from market_data_pipeline.simulator.vendors import VENDORS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from market_data_pipeline.domain.capabilities import RateLimit
     from market_data_pipeline.simulator.clock import VirtualClock
     from market_data_pipeline.simulator.market import Market
+    from market_data_pipeline.simulator.rules import Rule
+    from market_data_pipeline.simulator.vendor import Endpoint, Vendor
 
     _Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 HOST = "127.0.0.1"
-SECRET_PARAMETERS = frozenset({"token", "api_key", "apikey", "crumb", "key", "access_token"})
+SECRET_PARAMETERS = frozenset({"token", "api_key", "apikey", "crumb", "key", "access_token", "secret", "signature"})
 LOGGED_HEADERS = ("user-agent", "accept", "accept-encoding", "if-none-match", "content-type")
 LONGEST_LOG = 200_000
 LARGEST_BODY = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One HTTP request, read whole. ``path`` is still percent-encoded; header names are lower case."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    body: bytes
+DEFAULT_DELIVERY = Delivery()
 
 
 @dataclass(slots=True)
 class Simulator:
-    """The simulated provider and all of its state: clock, fault script and request log. It knows nothing of sockets."""
+    """The simulated providers and all of their state: clock, fault script, limits and request log. It knows nothing of sockets.
+
+    ``limits`` by vendor stand in place of those that it documents.
+    """
 
     market: Market
     clock: VirtualClock
     seed: int
     rules: Sequence[Rule] = ()
+    limits: Mapping[str, Sequence[RateLimit]] = field(default_factory=dict)
+    vendors: Sequence[Vendor] = VENDORS
     log: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LONGEST_LOG))
     script: FaultScript = field(init=False)
-    _started: tuple[Any, float, Sequence[Rule]] = field(init=False)
+    book: LimitBook = field(init=False)
+    _started: tuple[Any, float, Sequence[Rule], Mapping[str, Sequence[RateLimit]]] = field(init=False)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _by_prefix: Sequence[Vendor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._started = (self.clock.base, self.clock.speed, self.rules)
+        unknown = sorted(set(self.limits) - {vendor.name for vendor in self.vendors})
+        if unknown:
+            raise InvalidInputError(
+                f"limits for {', '.join(unknown)}: expected some of {', '.join(vendor.name for vendor in self.vendors)}"
+            )
+        self._started = (self.clock.base, self.clock.speed, self.rules, self.limits)
         self.script = FaultScript(self.rules, self.seed)
+        self.book = LimitBook(self.clock.monotonic, self.limits)
+        self._by_prefix = sorted(self.vendors, key=lambda vendor: -len(vendor.prefix))
 
     def reset(self) -> None:
-        """As it was started: clock, faults and their counts; the log is empty."""
-        base, speed, rules = self._started
+        """As it was started: clock, faults and their counts, limits and what they counted; the log is empty."""
+        base, speed, rules, limits = self._started
         self.clock.set(base, speed=speed)
         self.script = FaultScript(rules, self.seed)
+        self.book.change(limits)
         self.log.clear()
         self._numbers = itertools.count(1)
 
     # --- data plane
 
     def answer(self, received: Received) -> Reply:
-        """The provider's reply to one request, faults included; the request is in the log afterwards."""
+        """The provider's reply to one request, limits and faults included; the request is in the log afterwards."""
         now_us = self.clock.now_us()
+        vendor = next(v for v in self._by_prefix if received.path.startswith(f"{v.prefix}/"))
         if received.method not in {"GET", "HEAD"}:
-            return self._logged(received, now_us, Reply(405, (("content-type", "text/plain"),), b"Method Not Allowed"), ())
-        if not received.path.startswith(CHART_PATH):
-            return self._logged(received, now_us, Reply(404, (("content-type", "text/html"),), b"<html>Not Found</html>"), ())
-        request = parse_request(received.path, received.query)
-        asked = _asked(received, request, now_us)
-        rules = self.script.hits(asked)
-        for rule in rules:
-            if rule.action == "stale":
-                now_us -= round(rule.settings["seconds"] * 1_000_000)
-            elif rule.action == "coarser" and isinstance(request, ChartRequest):
-                request = replace(request, interval=rule.settings["interval"])
-        answer = request if isinstance(request, ChartRefusal) else answer_chart(self.market, request, now_us=now_us, seed=self.seed)
-        if isinstance(answer, ChartRefusal):
-            reply = Reply(answer.status, (("content-type", JSON_TYPE),), answer.body())
+            return self._logged(
+                received,
+                _asked(received, vendor, None, now_us),
+                Reply(405, (("content-type", "text/plain"),), b"Method Not Allowed"),
+            )
+        endpoint, call = _understood(vendor, replace(received, path=received.path.removeprefix(vendor.prefix)))
+        asked = _asked(received, vendor, call if isinstance(call, Call) else None, now_us)
+        if endpoint is None:
+            return self._logged(received, asked, Reply(404, (("content-type", "text/html"),), b"<html>Not Found</html>"))
+        plan = call.plan if isinstance(call, Call) else FREE
+        state = self.book.arrive(vendor.name, asked.account, vendor.limits.get(plan, ()))
+        scene = Scene(self.market, now_us, self.seed, _base_url(received, vendor))
+        if state.is_refused:
+            reply, rules = vendor.refuse(429, ""), []
         else:
-            reply = Reply(200, (("content-type", JSON_TYPE),), bend_answer(answer, rules, self.script).body())
-        if self.market.profile.gzip and asked.accepts_gzip and not any(rule.action == "truncated_gzip" for rule in rules):
-            headers = (*reply.headers, ("content-encoding", "gzip"))
-            reply = replace(reply, headers=headers, body=gzip.compress(reply.body, 1, mtime=0))
-        return self._logged(received, asked.now_us, bend_reply(reply, rules, asked), rules, asked)
+            rules = self.script.hits(asked)
+            reply = self._bent(
+                endpoint, call, scene, [Strike(rule, self.script.dice(rule), asked, scene, vendor) for rule in rules]
+            )
+        reply = replace(reply, headers=(*reply.headers, *vendor.limit_headers(state, scene)))
+        return self._logged(received, asked, self._packed(reply, asked), rules, state)
 
-    def _logged(self, received: Received, now_us: int, reply: Reply, rules: Sequence[Rule], asked: Asked | None = None) -> Reply:
+    def _bent(self, endpoint: Endpoint, call: Call | Reply, scene: Scene, strikes: Sequence[Strike]) -> Reply:
+        """The answer as the faults leave it."""
+        for strike in strikes:
+            if strike.rule.action == "stale":
+                scene = replace(scene, now_us=scene.now_us - round(strike.settings["seconds"] * 1_000_000))
+            elif strike.rule.action == "coarser" and isinstance(call, Call):
+                call = replace(call, interval=strike.settings["interval"])
+        answer = call if isinstance(call, Reply) else endpoint.answer(call, scene)
+        reply = answer if isinstance(answer, Reply) else bend_answer(answer, strikes).reply()
+        return bend_reply(reply, strikes)
+
+    def _packed(self, reply: Reply, asked: Asked) -> Reply:
+        if not (self.market.profile.gzip and asked.accepts_gzip) or any(name == "content-encoding" for name, _ in reply.headers):
+            return reply
+        return replace(reply, body=gzip.compress(reply.body, 1, mtime=0)).with_header("content-encoding", "gzip")
+
+    def _logged(
+        self, received: Received, asked: Asked, reply: Reply, rules: Sequence[Rule] = (), state: LimitState | None = None
+    ) -> Reply:
+        limit = None if state is None or state.limit is None else {"limit": str(state.limit), "remaining": state.remaining}
         self.log.append(
             {
                 "number": next(self._numbers),
-                "provider": "yahoo",
+                "provider": asked.provider,
                 "method": received.method,
                 "path": received.path,
                 "query": redacted(received.query),
                 "headers": {name: received.headers[name] for name in LOGGED_HEADERS if name in received.headers},
-                "symbol": asked.symbol if asked else None,
-                "interval": asked.interval if asked else None,
-                "period1": asked.start if asked else None,
-                "period2": asked.end if asked else None,
-                "at": instant_of(now_us).isoformat(),
+                "capability": asked.capability,
+                "account": asked.account,
+                "symbol": asked.symbol,
+                "interval": asked.interval,
+                "period1": asked.start,
+                "period2": asked.end,
+                "at": instant_of(asked.now_us).isoformat(),
                 "status": reply.status,
                 "bytes": len(reply.body),
                 "actions": [rule.action for rule in rules],
+                "limit": limit,
+                "limited": state is not None and state.is_refused,
             }
         )
-        date = format_datetime(instant_of(now_us), usegmt=True)
+        date = format_datetime(instant_of(asked.now_us), usegmt=True)
         return replace(reply, headers=(("date", date), ("server", "ATS"), *reply.headers))
 
     # --- control plane
@@ -155,6 +185,8 @@ class Simulator:
             ("GET", "/__sim/faults"): lambda _: self._faults(),
             ("POST", "/__sim/faults"): lambda posted: self._set_faults(parse_rules(orjson.loads(posted.body))),
             ("DELETE", "/__sim/faults"): lambda _: self._set_faults(()),
+            ("GET", "/__sim/limits"): lambda _: self._limits(),
+            ("POST", "/__sim/limits"): lambda posted: self._set_limits(orjson.loads(posted.body)),
             ("GET", "/__sim/requests"): self._requests,
             ("DELETE", "/__sim/requests"): self._forget,
             ("POST", "/__sim/reset"): self._reset,
@@ -181,6 +213,20 @@ class Simulator:
         self.script = FaultScript(rules, self.seed)
         return self._faults()
 
+    def _limits(self) -> Reply:
+        return _json(200, self.book.report())
+
+    def _set_limits(self, given: object) -> Reply:
+        """Of the vendors named; the others keep theirs."""
+        if not isinstance(given, str):
+            raise InvalidInputError(f'limits {given!r}: expected a text such as "massive=none;finnhub=60/m"')
+        limits = parse_limits(given)
+        known = [vendor.name for vendor in self.vendors]
+        if not set(limits) <= set(known):
+            raise InvalidInputError(f"limits {given!r}: expected limits of {', '.join(known)}")
+        self.book.change({**self.book.overrides, **limits})
+        return self._limits()
+
     def _requests(self, received: Received) -> Reply:
         since = dict(parse_qsl(received.query)).get("since", "0")
         if not since.isdigit():
@@ -199,18 +245,33 @@ class Simulator:
         return _json(200, {"now": self.clock.now().isoformat(), "speed": self.clock.speed})
 
 
-def _asked(received: Received, request: ChartRequest | ChartRefusal, now_us: int) -> Asked:
-    known = request if isinstance(request, ChartRequest) else None
+def _understood(vendor: Vendor, received: Received) -> tuple[Endpoint | None, Call | Reply]:
+    """The endpoint that the request is for, and what it makes of it; None where the vendor has no such path."""
+    for endpoint in vendor.endpoints:
+        call = endpoint.parse(received)
+        if call is not None:
+            return endpoint, call
+    return None, Call("")
+
+
+def _asked(received: Received, vendor: Vendor, call: Call | None, now_us: int) -> Asked:
     return Asked(
         path=received.path,
         query=received.query,
-        symbol=known.symbol if known else None,
-        interval=known.interval if known else None,
-        start=known.start if known else None,
-        end=known.end if known else None,
+        symbol=",".join(call.symbols) if call and call.symbols else None,
+        interval=call.interval if call else None,
+        start=call.start if call else None,
+        end=call.end if call else None,
         accepts_gzip="gzip" in received.headers.get("accept-encoding", ""),
         now_us=now_us,
+        provider=vendor.name,
+        capability=call.capability if call else "",
+        account=call.account if call else "",
     )
+
+
+def _base_url(received: Received, vendor: Vendor) -> str:
+    return f"http://{received.headers.get('host', HOST)}{vendor.prefix}"
 
 
 def redacted(query: str) -> str:
@@ -231,9 +292,9 @@ def _json(status: int, value: object) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the simulator listens, as base URLs without a slash at the end."""
+    """Where the simulator listens, as base URLs without a slash at the end: ``urls`` by vendor, and ``control``."""
 
-    yahoo: str
+    urls: Mapping[str, str]
     control: str
 
 
@@ -265,7 +326,7 @@ async def listening(simulator: Simulator, *, port: int = 0, control_port: int = 
         data.close()
         raise
     try:
-        yield Addresses(yahoo=_url(data), control=_url(control))
+        yield Addresses({vendor.name: f"{_url(data)}{vendor.prefix}" for vendor in simulator.vendors}, control=_url(control))
     finally:
         data.close()
         control.close()
@@ -350,12 +411,11 @@ async def _send(connection: h11.Connection, writer: asyncio.StreamWriter, reply:
         return _cut(writer)
     head = connection.send(_head(reply)) or b""
     body = b"" if head_only else reply.body
-    if how == type(how)():
+    if how == DEFAULT_DELIVERY:
         writer.write(head + (connection.send(h11.Data(body)) or b"") + (connection.send(h11.EndOfMessage()) or b""))
         await writer.drain()
         return True
-    writer.write(head)
-    await writer.drain()
+    await _write(writer, head, how.head_bytes_per_second)
     if how.reset == "headers":
         return _cut(writer)
     if how.stall_after_headers_seconds:
@@ -368,6 +428,12 @@ async def _send(connection: h11.Connection, writer: asyncio.StreamWriter, reply:
     if len(part) < len(body):
         return False
     connection.send(h11.Data(body))
+    padding = 0 if head_only else how.padding
+    while padding > 0:
+        spaces = b" " * min(padding, MEGABYTE)
+        writer.write(connection.send(h11.Data(spaces)) or b"")
+        await writer.drain()
+        padding -= len(spaces)
     connection.send(h11.EndOfMessage())
     return True
 
@@ -386,7 +452,7 @@ async def _write(writer: asyncio.StreamWriter, body: bytes, bytes_per_second: fl
 
 
 def _head(reply: Reply) -> h11.Response:
-    headers = [*reply.headers, ("content-length", str(len(reply.body)))]
+    headers = [*reply.headers, ("content-length", str(len(reply.body) + reply.delivery.padding))]
     return h11.Response(status_code=reply.status, headers=[(name.encode(), value.encode()) for name, value in headers])
 
 

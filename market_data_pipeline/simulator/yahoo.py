@@ -1,4 +1,4 @@
-"""Yahoo's chart wire format (/v8/finance/chart): what a query asks for, and the answer to it from a Market. No sockets here."""
+"""Yahoo, simulated: the chart wire format (/v8/finance/chart), and the vendor with all its endpoints. No sockets here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from hashlib import blake2b
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 from zoneinfo import ZoneInfo
@@ -16,12 +17,24 @@ import orjson
 
 from market_data_pipeline.domain.universe import SYMBOL_MAX_LENGTH, SYMBOL_PATTERN
 from market_data_pipeline.simulator.market import DAY, FIELDS, PRICES, SECONDS, Bars
+from market_data_pipeline.simulator.vendor import (
+    JSON_TYPE,
+    BarsAnswer,
+    BarTable,
+    Call,
+    Reply,
+    Vendor,
+    bars_capability,
+    json_reply,
+    writable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
+    from market_data_pipeline.domain.candles import Float64s, Int64s
     from market_data_pipeline.simulator.market import Action, Grid, Listing, Market, Profile, Seen
+    from market_data_pipeline.simulator.vendor import Received, Scene
 
 CHART_PATH = "/v8/finance/chart/"
 INTERVALS = ("1m", "2m", "5m", "15m", "30m", "60m", "90m", "1h", "1d", "5d", "1wk", "1mo", "3mo")
@@ -94,56 +107,30 @@ class ChartRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChartAnswer:
-    """A chart before it is written down, so that faults can bend it. Arrays are parallel; a null bar is NaN in all columns.
-
-    ``columns`` hold float arrays, or lists where a fault made something else of them. ``adjclose`` only for 1d and longer.
-    """
+    """A chart before it is written down. ``table.further`` has ``adjclose`` for 1d and longer."""
 
     request: ChartRequest
     meta: Mapping[str, Any]
-    timestamp: Int64s
-    columns: Mapping[str, Any]
-    adjclose: Float64s | None
+    table: BarTable
     events: Mapping[str, Any]
-
-    def take(self, selector: Bools | Int64s) -> ChartAnswer:
-        """The same answer with the rows that ``selector`` names, in its order."""
-        return replace(
-            self,
-            timestamp=self.timestamp[selector],
-            columns={name: column[selector] for name, column in self.columns.items()},
-            adjclose=None if self.adjclose is None else self.adjclose[selector],
-        )
 
     def body(self) -> bytes:
         """The JSON document, as Yahoo writes it: without stamps, there is no ``timestamp`` and the quote is empty."""
-        result: dict[str, Any] = {"meta": self.meta}
-        if len(self.timestamp):
-            result["timestamp"] = self.timestamp
+        result: dict[str, Any] = {"meta": {**self.meta, "symbol": self.table.symbol}}
+        adjclose = self.table.further.get("adjclose")
+        if len(self.table):
+            result["timestamp"] = self.table.opened_at
             if self.events:
                 result["events"] = self.events
-            quote = {name: _writable(column, whole=name == "volume") for name, column in self.columns.items()}
-            result["indicators"] = {"quote": [quote]}
-            if self.adjclose is not None:
-                result["indicators"]["adjclose"] = [{"adjclose": self.adjclose}]
+            result["indicators"] = {"quote": [{name: writable(name, column) for name, column in self.table.columns.items()}]}
+            if adjclose is not None:
+                result["indicators"]["adjclose"] = [{"adjclose": adjclose}]
         else:
             result["indicators"] = {"quote": [{}]}
-            if self.adjclose is not None:
+            if adjclose is not None:
                 result["indicators"]["adjclose"] = [{}]
         document = {"chart": {"result": [result], "error": None}}
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _writable(column: Any, *, whole: bool) -> Any:  # noqa: ANN401 - faults may have made a list of strings of it
-    """A column as orjson takes it. ``whole``: as JSON integers, as long as no number of it has a fraction; NaN becomes null."""
-    if not isinstance(column, np.ndarray):
-        return column
-    known = np.isfinite(column)
-    if not whole or not (column[known] == np.floor(column[known])).all():
-        return np.ascontiguousarray(column)
-    if known.all():
-        return column.astype(np.int64)
-    return [int(v) if k else None for v, k in zip(column.tolist(), known.tolist(), strict=True)]
 
 
 def parse_request(path: str, query: str) -> ChartRequest | ChartRefusal:
@@ -220,7 +207,6 @@ def answer_chart(market: Market, request: ChartRequest, *, now_us: int, seed: in
         interval = "60m"
     seen = market.seen(request.symbol, interval, now_us)
     # Recorded (BTC-USD, EURUSD=X): a day that opens exactly at period2 comes too, where every midnight opens one.
-    # Recorded (BTC-USD, EURUSD=X): a day that opens exactly at period2 comes too, where every midnight opens one.
     bars = seen.finished.between(start, end + 1 if interval == "1d" else end)
     if not request.include_pre_post:
         bars = bars.take(bars.regular | bars.leaked)
@@ -234,15 +220,16 @@ def answer_chart(market: Market, request: ChartRequest, *, now_us: int, seed: in
         stamps, columns = _with_live_bar(stamps, columns, so_far, tick_at)
     daily = market.seen(request.symbol, "1d", now_us).finished
     actions = market.actions_of(request.symbol, now_us)
-    scene = _Scene(listing, grid, now, (start, end))
+    scene = _Place(listing, grid, now, (start, end))
+    further = (
+        {"adjclose": _adjusted(stamps, columns["close"], _dividends(actions, daily, grid), market.profile)}
+        if interval == "1d"
+        else {}
+    )
     return ChartAnswer(
         request=request,
         meta=_meta(scene, request, served=interval, daily=daily, seen=seen),
-        timestamp=stamps,
-        columns=columns,
-        adjclose=_adjusted(stamps, columns["close"], _dividends(actions, daily, grid), market.profile)
-        if interval == "1d"
-        else None,
+        table=BarTable(request.symbol, interval, stamps, columns, further),
         events=_events(actions, request.events, grid, start, end),
     )
 
@@ -338,7 +325,7 @@ def _beyond_reach(interval: str, start: int, end: int, now: int) -> ChartRefusal
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
+class _Place:
     """What ``meta`` speaks about: one listing and its sessions at ``now``, and the window that was asked for."""
 
     listing: Listing
@@ -363,7 +350,7 @@ class _Scene:
         return self.exchange.has_pre_post and self.instrument_type in {"EQUITY", "ETF"}
 
 
-def _meta(scene: _Scene, request: ChartRequest, *, served: str, daily: Bars, seen: Seen) -> dict[str, Any]:
+def _meta(scene: _Place, request: ChartRequest, *, served: str, daily: Bars, seen: Seen) -> dict[str, Any]:
     """``meta``: in the present tense, so it speaks about now, whatever window was asked for. ``served``: the interval sent."""
     local = datetime.fromtimestamp(scene.now, scene.zone)
     name = scene.listing.name or scene.listing.symbol
@@ -400,7 +387,7 @@ def _meta(scene: _Scene, request: ChartRequest, *, served: str, daily: Bars, see
     return meta
 
 
-def _market_numbers(scene: _Scene, daily: Bars) -> dict[str, Any]:
+def _market_numbers(scene: _Place, daily: Bars) -> dict[str, Any]:
     """The prices of ``meta``, from the days known now; none for a symbol that has not traded yet."""
     if not len(daily):
         return {}
@@ -449,7 +436,7 @@ def _around(opens_at: int, closes_at: int, zone: ZoneInfo, *, pre_post: bool) ->
     return int(midnight.replace(hour=4).timestamp()), int(midnight.replace(hour=20).timestamp())
 
 
-def _current_period(scene: _Scene) -> dict[str, Any]:
+def _current_period(scene: _Place) -> dict[str, Any]:
     """The session of now, or the next one to come."""
     grid, zone = scene.grid, scene.zone
     place = min(int(np.searchsorted(grid.closes_at, scene.now, "right")), len(grid.opens_at) - 1)
@@ -462,7 +449,7 @@ def _current_period(scene: _Scene) -> dict[str, Any]:
     }
 
 
-def _trading_periods(scene: _Scene, *, pre_post: bool) -> Any:  # noqa: ANN401 - Yahoo's two shapes
+def _trading_periods(scene: _Place, *, pre_post: bool) -> Any:  # noqa: ANN401 - Yahoo's two shapes
     """The sessions that the window touches: a list of days, or one such list each for pre, regular and post."""
     grid, zone = scene.grid, scene.zone
     first = int(np.searchsorted(grid.closes_at, scene.window[0], "right"))
@@ -522,3 +509,64 @@ def _adjusted(stamps: Int64s, close: Float64s, dividends: list[tuple[int, float]
         factors[stamps < ex] *= 1 - share
     adjusted = close * factors
     return adjusted.astype(np.float32).astype(np.float64) if profile.prices == "float32" else adjusted
+
+
+# --- the vendor --------------------------------------------------------------------------------------------------------
+
+
+class ChartEndpoint:
+    """/v8/finance/chart: bars of one symbol."""
+
+    def parse(self, received: Received) -> Call | Reply | None:
+        """The chart asked for; a refusal as Yahoo words it."""
+        if not received.path.startswith(CHART_PATH):
+            return None
+        request = parse_request(received.path, received.query)
+        if isinstance(request, ChartRefusal):
+            return _refused(request)
+        return Call(
+            capability=bars_capability(request.interval),
+            symbols=(request.symbol,),
+            interval=request.interval,
+            start=request.start,
+            end=request.end,
+            asked=request,
+        )
+
+    def answer(self, call: Call, scene: Scene) -> BarsAnswer | Reply:
+        """The chart; a refusal where the symbol is unknown or the window out of reach."""
+        request = replace(call.asked, interval=call.interval)
+        chart = answer_chart(scene.market, request, now_us=scene.now_us, seed=scene.seed)
+        if isinstance(chart, ChartRefusal):
+            return _refused(chart)
+        return BarsAnswer((chart.table,), lambda page: _written(replace(chart, table=page.tables[0])))
+
+
+def _written(chart: ChartAnswer) -> Reply:
+    return Reply(200, (("content-type", JSON_TYPE),), chart.body())
+
+
+def _refused(refusal: ChartRefusal) -> Reply:
+    return Reply(refusal.status, (("content-type", JSON_TYPE),), refusal.body())
+
+
+def refuse(status: int, detail: str) -> Reply:
+    """Yahoo's words: plain text for 429, JSON for a missing crumb and whatever has a detail, a page of HTML for the rest."""
+    if status == 429:
+        return Reply(429, (("content-type", "text/plain"),), b"Too Many Requests\r\n")
+    if status == 401:
+        error = {"code": "Unauthorized", "description": detail or "Invalid Crumb"}
+        return json_reply(401, {"finance": {"result": None, "error": error}})
+    if detail:
+        return _refused(ChartRefusal(status, HTTPStatus(status).phrase, detail))
+    page = f"<html><body><h1>{status}</h1></body></html>".encode()
+    return Reply(status, (("content-type", "text/html; charset=utf-8"),), page)
+
+
+def variables(base_url: str, plan: str) -> dict[str, str]:  # noqa: ARG001 - Yahoo has no plans
+    """What the pipeline must be told to ask here; hosts are one here."""
+    return {"MDP_YAHOO_BASE_URL": base_url, "MDP_YAHOO_COOKIE_URL": base_url, "MDP_YAHOO_CRUMB_URL": base_url}
+
+
+# Yahoo publishes no quota: nothing is limited unless `--limits` says so.
+YAHOO = Vendor(name="yahoo", prefix="", endpoints=(ChartEndpoint(),), variables=variables, refuse=refuse)

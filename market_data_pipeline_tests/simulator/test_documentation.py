@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from market_data_pipeline.cli.simulate import sample, simulate
-from market_data_pipeline.simulator.faults import SETTINGS, Match, parse_rules
+from market_data_pipeline.simulator.faults import SETTINGS, parse_rules
 from market_data_pipeline.simulator.market import Profile
+from market_data_pipeline.simulator.rules import Match
 
 PAGE = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text(encoding="utf-8")
 

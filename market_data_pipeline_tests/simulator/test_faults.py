@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.simulator.clock import VirtualClock
-from market_data_pipeline.simulator.faults import SETTINGS, Asked, Dice, FaultScript, Reply, parse_rules, read_rules
+from market_data_pipeline.simulator.faults import SETTINGS, FaultScript, parse_rules, read_rules
 from market_data_pipeline.simulator.market import Market
-from market_data_pipeline.simulator.server import Received, Simulator
+from market_data_pipeline.simulator.rules import Asked, Dice
+from market_data_pipeline.simulator.server import Simulator
+from market_data_pipeline.simulator.vendor import Received, Reply
 from market_data_pipeline_tests.simulator.directories import (
     CLOSE,
     LATER,
@@ -308,10 +310,12 @@ def test_an_empty_body_comes_with_200(session: Path) -> None:
 
 
 def test_an_error_in_json_comes_with_200(session: Path) -> None:
-    reply = Provider(session, {"action": "error_json", "code": "internal-error", "description": "oops"}).reply()
+    reply = Provider(session, {"action": "error_json", "description": "oops"}).reply()
 
     assert reply.status == 200
-    assert orjson.loads(reply.body) == {"chart": {"result": None, "error": {"code": "internal-error", "description": "oops"}}}
+    assert orjson.loads(reply.body) == {
+        "chart": {"result": None, "error": {"code": "Internal Server Error", "description": "oops"}}
+    }
 
 
 def test_half_a_gzip_stream_does_not_decompress(session: Path) -> None:

@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from market_data_pipeline.domain.errors import InvalidInputError
-from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
+from market_data_pipeline.simulator.client import RunningSimulator, running_simulator, variables
+from market_data_pipeline.simulator.vendor import PREMIUM
+from market_data_pipeline.simulator.vendors import VENDORS
 from market_data_pipeline_tests.simulator.directories import (
     CLOSE,
     LATER,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 CHART = "/v8/finance/chart/AAPL"
 WINDOW = parameters(OPEN, CLOSE)
+VARIABLES = list(variables({vendor.name: "http://x" for vendor in VENDORS}, "http://x", plan=PREMIUM))
 
 
 @pytest.fixture(scope="module")
@@ -270,13 +273,14 @@ def test_it_writes_a_ready_file_and_prints_lines_to_export(tmp_path: Path) -> No
     with subprocess.Popen([*command, "--ready-file", str(ready)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            lines = [process.stdout.readline(), process.stdout.readline()]
+            lines = [process.stdout.readline()]
+            lines += [process.stdout.readline() for _ in VARIABLES[1:]]
         finally:
             process.terminate()
 
     assert ready.read_text(encoding="utf-8") == "".join(lines)
-    assert lines[0].startswith("export MDP_YAHOO_BASE_URL=http://127.0.0.1:")
-    assert lines[1].startswith("export MDP_CLOCK=http://127.0.0.1:")
+    assert lines[0].startswith("export MDP_CLOCK=http://127.0.0.1:")
+    assert [line.partition("=")[0].removeprefix("export ") for line in lines] == VARIABLES
 
 
 @pytest.mark.parametrize(
