@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from market_data_pipeline.domain.capabilities import parse_limits
+from market_data_pipeline.domain.budget import limits_of
 from market_data_pipeline.domain.errors import ConfigurationError
 from market_data_pipeline.domain.sessions import parse_overrides, trading_calendar
 from market_data_pipeline.ingest.pipeline import Pipeline
@@ -27,10 +26,9 @@ from market_data_pipeline.storage.ledger import Ledger
 from market_data_pipeline.storage.universe import UniverseStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
-    from market_data_pipeline.domain.capabilities import Priority, RateLimit
-    from market_data_pipeline.domain.ports import Clock, Provider
+    from market_data_pipeline.domain.ports import Clock
     from market_data_pipeline.domain.sessions import SessionOverride, TradingCalendar
     from market_data_pipeline.settings import Settings
 
@@ -89,38 +87,16 @@ def clock_of(settings: Settings, http: HttpClient) -> Clock:
     return StandingClock(instant.astimezone(UTC))
 
 
-@dataclass
-class _Spending:
-    """The budget of every request, once it is there: it needs the limits of providers that are opened with the client it guards."""
-
-    budget: PostgresBudget | None = None
-
-    def take(self, provider: str, account: str, priority: Priority, *, patience_seconds: float) -> None:
-        """As the budget does."""
-        if self.budget is not None:
-            self.budget.take(provider, account, priority, patience_seconds=patience_seconds)
-
-    def refused(self, provider: str, account: str, *, retry_after_seconds: float | None) -> None:
-        """As the budget does."""
-        if self.budget is not None:
-            self.budget.refused(provider, account, retry_after_seconds=retry_after_seconds)
-
-
-def limits_of(settings: Settings, providers: Mapping[str, Provider]) -> dict[str, Sequence[RateLimit]]:
-    """The limits of every provider: those of MDP_LIMITS where it names one, else the documented ones."""
-    return {name: provider.limits for name, provider in providers.items()} | parse_limits(settings.limits)
-
-
 @contextmanager
 def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
     """The collaborators of every use-case, closed at the end. Raises DatabaseUnreachableError where no Postgres answers."""
     check_names(settings, installed_providers())
     engine = open_engine(database_url(settings))
-    health, spending = HealthBook(engine, settings.health_policy), _Spending()
+    health, budget = HealthBook(engine, settings.health_policy), PostgresBudget(engine)
     try:
-        with HttpClient.open(settings, spending) as http:
+        with HttpClient.open(settings, budget) as http:
             providers = open_providers(ProviderContext(settings, http, os.environ))
-            spending.budget = PostgresBudget(engine, limits_of(settings, providers))
+            budget.limit(limits_of(providers.values(), settings.limits))
             yield Pipeline(
                 settings=settings,
                 clock=clock_of(settings, http),
@@ -132,7 +108,7 @@ def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
                 deriver=CandleDeriver(engine),
                 providers=providers,
                 health=health,
-                budget=spending.budget,
+                budget=budget,
                 router=Router(settings, providers, health),
                 calendars=calendars_of(settings),
             )
