@@ -1,4 +1,4 @@
-"""Yahoo's chart endpoint: what it serves, how it is asked, its answers as columns. Finality and sessions are judged elsewhere."""
+"""Yahoo: its chart endpoint, how it is asked and its answers as columns; quotes and options have files of their own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ import numpy as np
 from market_data_pipeline.domain.candles import CandleColumns, Interval
 from market_data_pipeline.domain.capabilities import RateLimit, Stamp, bars_capability
 from market_data_pipeline.domain.errors import (
-    EntitlementError,
     OutOfReachError,
     PayloadError,
     ProviderError,
-    RateLimitedError,
-    TransientError,
     UnknownSymbolError,
 )
 from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction
@@ -40,17 +37,20 @@ from market_data_pipeline.providers.wire import (
     whole_numbers,
     without_repeats,
 )
+from market_data_pipeline.providers.yahoo_options import CHAINS, fetch_chain
+from market_data_pipeline.providers.yahoo_quotes import QUOTES, fetch_quotes
+from market_data_pipeline.providers.yahoo_session import NAME, YahooSession, error_of
+from market_data_pipeline.settings import YAHOO_COOKIE_URL, YAHOO_CRUMB_URL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from market_data_pipeline.domain.candles import Bools, Int16s, Int64s
-    from market_data_pipeline.domain.capabilities import Capability
-    from market_data_pipeline.domain.ports import BarsRequest
+    from market_data_pipeline.domain.capabilities import Capability, Priority
+    from market_data_pipeline.domain.ports import BarsRequest, ChainAnswer, QuotesAnswer
     from market_data_pipeline.providers.http import HttpAnswer, HttpClient
     from market_data_pipeline.providers.registry import ProviderContext
 
-NAME = "yahoo"
 _DAY = 86_400
 
 # 5m, 15m and 30m are absent on purpose: we derive them from 1m, and for 30m Yahoo returns 60m bars.
@@ -97,25 +97,40 @@ class ParsedChart:
 
 
 class YahooProvider:
-    """Bars from Yahoo's keyless chart endpoint. Safe to use from several threads."""
+    """Bars from Yahoo's keyless chart endpoint; quotes and option chains with a cookie that Yahoo hands out. Safe to share."""
 
     name = NAME
     account = ""
     lacking: str | None = None
     limits: Sequence[RateLimit] = LIMITS
     probe_symbol = "AAPL"
-    capabilities: Sequence[Capability] = tuple(CAPABILITIES.values())
+    capabilities: Sequence[Capability] = (*CAPABILITIES.values(), QUOTES, CHAINS)
 
     @classmethod
     def open(cls, context: ProviderContext) -> Self:
         """From the settings: no key is needed."""
         settings = context.settings
-        return cls(context.http, base_url=settings.yahoo_base_url, user_agent=settings.yahoo_user_agent)
+        return cls(
+            context.http,
+            base_url=settings.yahoo_base_url,
+            user_agent=settings.yahoo_user_agent,
+            cookie_url=settings.yahoo_cookie_url,
+            crumb_url=settings.yahoo_crumb_url,
+        )
 
-    def __init__(self, http: HttpClient, *, base_url: str, user_agent: str) -> None:
+    def __init__(
+        self,
+        http: HttpClient,
+        *,
+        base_url: str,
+        user_agent: str,
+        cookie_url: str = YAHOO_COOKIE_URL,
+        crumb_url: str = YAHOO_CRUMB_URL,
+    ) -> None:
         self._http = http
         self._base_url = base_url.rstrip("/")
         self._headers = {"user-agent": user_agent, "accept": "application/json"}
+        self._session = YahooSession(http, cookie_url.rstrip("/"), crumb_url.rstrip("/"), self._headers)
 
     def fetch_bars(self, request: BarsRequest, *, now: datetime) -> BarsAnswer:
         """One request, one answer. An error carries the provenance of the request as ``fetch``.
@@ -157,6 +172,14 @@ class YahooProvider:
             flags=chart.flags if chart.flags.any() else None,
             newest=chart.newest,
         )
+
+    def fetch_quotes(self, symbols: Sequence[str], *, priority: Priority, now: datetime) -> QuotesAnswer:
+        """As ``yahoo_quotes.fetch_quotes``."""
+        return fetch_quotes(self._session, self._base_url, symbols, priority=priority, now=now)
+
+    def fetch_chain(self, symbol: str, *, expiry: date | None, priority: Priority, now: datetime) -> ChainAnswer:
+        """As ``yahoo_options.fetch_chain``."""
+        return fetch_chain(self._session, self._base_url, symbol, expiry=expiry, priority=priority, now=now)
 
 
 # --- asking ------------------------------------------------------------------------------------------------------------
@@ -207,21 +230,10 @@ def _chart_of(answer: HttpAnswer, request: BarsRequest) -> ParsedChart:
 
 def _chart_error(error: object, request: BarsRequest) -> ProviderError | None:
     """The error that ``chart.error`` stands for; None where it only says that there is no data in the window."""
-    code, description = (str(mapping(error, NAME).get(key, "")) for key in ("code", "description"))
-    message = f"{request.symbol}: {code}: {description}"[:300]
     # Asked for a window before the listing, Yahoo says "Bad Request", "Data doesn't exist for startDate = …".
-    if description.startswith("Data doesn't exist for startDate"):
+    if str(mapping(error, NAME).get("description", "")).startswith("Data doesn't exist for startDate"):
         return None
-    kinds: dict[str, type[ProviderError]] = {
-        "Not Found": UnknownSymbolError,
-        "Unprocessable Entity": OutOfReachError,
-        "Too Many Requests": RateLimitedError,
-        "Unauthorized": EntitlementError,
-        "Forbidden": EntitlementError,
-        "Internal Server Error": TransientError,
-        "Service Unavailable": TransientError,
-    }
-    return kinds.get(code, PayloadError)(message, provider=NAME)
+    return error_of(error, request.symbol)
 
 
 # --- parsing: pure, from here on ---------------------------------------------------------------------------------------
