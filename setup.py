@@ -63,7 +63,11 @@ setup(
         "console_scripts": ["mdp=market_data_pipeline.cli.main:main"],
         # A vendor is one module and one line here, or in the setup of a package of its own (docs/adding-a-provider.md).
         "market_data_pipeline.providers": [
+            "alpaca=market_data_pipeline.providers.alpaca:AlpacaProvider.open",
+            "alphavantage=market_data_pipeline.providers.alphavantage:AlphaVantageProvider.open",
+            "finnhub=market_data_pipeline.providers.finnhub:FinnhubProvider.open",
             "fred=market_data_pipeline.providers.fred:FredProvider.open",
+            "massive=market_data_pipeline.providers.massive:MassiveProvider.open",
             "yahoo=market_data_pipeline.providers.yahoo:YahooProvider.open",
         ],
     },
