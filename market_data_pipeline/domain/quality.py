@@ -74,7 +74,7 @@ class Reference:
     held_close: Float64s | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What is wrong with the prices of an answer.
 
@@ -85,7 +85,7 @@ class Findings:
     kind: str = "ok"
     reason: str | None = None
     refused: Mapping[int, str] = field(default_factory=dict)
-    jumps: Sequence[int] = ()
+    jumps: tuple[int, ...] = ()
 
 
 def examine(
@@ -125,10 +125,10 @@ def examine(
     reason = _other_than_held(held) or (near and near.on_another_basis(splits, today)) or rest.two_bases(splits, basis, today)
     if reason:
         return Findings(MixedBasisError.kind, reason, units.refused)
-    jumps = set(rest.jumps()) | {int(row) for row in np.flatnonzero(good & _wide(columns))}
-    if near is not None and abs(near.log_ratio) >= _WORTH_A_LOOK:
+    jumps = set(rest.jumps(splits)) | {int(row) for row in np.flatnonzero(good & _wide(columns))}
+    if near is not None and near.is_worth_a_look(splits):
         jumps.add(int(rest.rows[near.row]))
-    return Findings(refused=units.refused, jumps=sorted(jumps))
+    return Findings(refused=units.refused, jumps=tuple(sorted(jumps)))
 
 
 # --- units -------------------------------------------------------------------------------------------------------------
@@ -203,6 +203,10 @@ class _Split:
         tolerance = min(_SPLIT_TOLERANCE, abs(self.log_value) / 3)
         return abs(abs(log_move) - abs(self.log_value)) <= tolerance
 
+    def is_raw_step(self, move: float, before: int, day: int) -> bool:
+        """A move from ``before`` to ``day`` is what prices that are not adjusted show on the first day of this split."""
+        return before < self.day <= day and move * self.log_value < 0 and self.explains(move)
+
     def is_near(self, day: int, today: int) -> bool:
         """Its bases may have been mixed at ``day``."""
         return min(abs(self.day - day), abs(self.day - today)) <= _NEAR_A_SPLIT_DAYS
@@ -215,7 +219,7 @@ def _splits(actions: Sequence[CorporateAction]) -> list[_Split]:
             action.session.toordinal() - _EPOCH_ORDINAL, math.log(action.value), f"the {action.value:g}:1 split of {action.session}"
         )
         for action in actions
-        if action.kind == "split" and abs(math.log(action.value)) >= _SMALLEST_SPLIT
+        if action.kind == "split" and action.value > 0 and abs(math.log(action.value)) >= _SMALLEST_SPLIT
     }
     return list(found.values())
 
@@ -249,9 +253,7 @@ class _Nearest:
 
         A split between the two is what raw prices show, and what a series shows that was stored day by day: no reason.
         """
-        first, last = sorted((self.day, self.stored_day))
-        sign = -1 if self.stored_day <= self.day else 1
-        between = sign * sum(split.log_value for split in splits if first < split.day <= last)
+        between = self._raw_move(splits)
         for split in splits:
             is_less = abs(self.log_ratio) > abs(split.log_value) / 2 and abs(self.log_ratio - between) > abs(split.log_value) / 2
             if is_less and split.explains(self.log_ratio) and split.is_near(self.day, today):
@@ -260,6 +262,16 @@ class _Nearest:
                     f"one is adjusted for {split.text}, the other is not"
                 )
         return None
+
+    def is_worth_a_look(self, splits: Sequence[_Split]) -> bool:
+        """Far from the stored close, and no split lies between the two that would move raw prices so."""
+        return min(abs(self.log_ratio), abs(self.log_ratio - self._raw_move(splits))) >= _WORTH_A_LOOK
+
+    def _raw_move(self, splits: Sequence[_Split]) -> float:
+        """How far the splits between the two move prices that are not adjusted, as a logarithm."""
+        first, last = sorted((self.day, self.stored_day))
+        sign = -1 if self.stored_day <= self.day else 1
+        return sign * sum(split.log_value for split in splits if first < split.day <= last)
 
 
 def _held_against(columns: CandleColumns, reference: Reference) -> float | None:
@@ -297,9 +309,13 @@ class _Series:
         far = np.flatnonzero((ratio >= math.exp(least)) | (ratio <= math.exp(-least))) + 1
         return [(place, math.log(self.close[place] / self.close[place - 1])) for place in far.tolist()]
 
-    def jumps(self) -> list[int]:
+    def jumps(self, splits: Sequence[_Split]) -> list[int]:
         """Rows whose close is worth a second look."""
-        return [int(self.rows[place]) for place, _ in self._moves(_WORTH_A_LOOK)]
+        return [
+            int(self.rows[place])
+            for place, move in self._moves(_WORTH_A_LOOK)
+            if not any(split.is_raw_step(move, int(self.days[place - 1]), int(self.days[place])) for split in splits)
+        ]
 
     def two_bases(self, splits: Sequence[_Split], basis: Basis, today: int) -> str | None:
         """Why part of the answer must be on another basis than the rest; None where nothing says so."""
@@ -308,8 +324,8 @@ class _Series:
                 continue
             before, day = int(self.days[place - 1]), int(self.days[place])
             for split in splits:
-                is_raw_step = basis is Basis.RAW and before < split.day <= day and move * split.log_value < 0
-                if split.explains(move) and split.is_near(day, today) and not is_raw_step:
+                is_right = basis is Basis.RAW and split.is_raw_step(move, before, day)
+                if split.explains(move) and split.is_near(day, today) and not is_right:
                     return f"prices step by {math.exp(move):.3g} inside the answer: only part of it is adjusted for {split.text}"
             if abs(move) >= _NO_MARKET_MOVES and self._is_one_minute_to_the_next(place):
                 return f"prices step by {math.exp(move):.3g} between two neighbouring bars and stay: two bases in one answer"

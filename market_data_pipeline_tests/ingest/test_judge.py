@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
+from market_data_pipeline.domain.ports import CorporateAction
+from market_data_pipeline.domain.quality import BarFlag, Reference
 from market_data_pipeline.ingest.judge import Judged, judge
 from market_data_pipeline_tests.ingest.builders import (
     FRIDAY,
@@ -25,6 +28,7 @@ from market_data_pipeline_tests.ingest.builders import (
 )
 
 if TYPE_CHECKING:
+    from market_data_pipeline.domain.candles import Bools
     from market_data_pipeline.domain.ports import BarsAnswer
     from market_data_pipeline.ingest.grid import Grid
 
@@ -32,8 +36,40 @@ GRID = grid_of()
 OPENS = GRID.opened_at.tolist()
 
 
-def judged(answer: BarsAnswer, grid: Grid = GRID, *, now: int = LONG_AFTER) -> Judged:
-    return judge(answer, symbol_id=1, window=whole(grid), grid=grid, calendar=XNYS, now=now, settle_seconds=90)
+def judged(
+    answer: BarsAnswer,
+    grid: Grid = GRID,
+    *,
+    now: int = LONG_AFTER,
+    wanted: Bools | None = None,
+    reference: Reference | None = None,
+) -> Judged:
+    return judge(
+        answer,
+        symbol_id=1,
+        window=whole(grid),
+        grid=grid,
+        calendar=XNYS,
+        now=now,
+        settle_seconds=90,
+        wanted=wanted,
+        reference=reference,
+    )
+
+
+def received(answer: BarsAnswer) -> int:
+    """Rows in the body."""
+    return len(answer.columns) + len(answer.null_opened_at) + sum(answer.fetch.dropped.values())
+
+
+def accounted_for(result: Judged) -> int:
+    return len(result.columns) + len(result.refused.columns) + sum(result.fetch.dropped.values())
+
+
+def is_condemned(result: Judged, kind: str, answer: BarsAnswer) -> bool:
+    """Nothing is kept, nothing is said of any session, and every row is still there to be looked at."""
+    nothing = not len(result.columns) and not result.sessions and not result.received
+    return nothing and result.kind == result.fetch.outcome == kind and accounted_for(result) == received(answer)
 
 
 def test_a_full_session_is_kept_whole_and_nothing_is_silent() -> None:
@@ -70,6 +106,7 @@ def test_a_bar_that_has_not_ended_by_the_clock_is_left_out_whatever_it_looks_lik
         ({"volume": np.nan}, "a value is null, NaN or infinite"),
         ({"volume": -1.0}, "volume is negative"),
         ({"open": 0.0, "high": 0.0, "low": 0.0, "close": 0.0}, "all prices are zero"),
+        ({"low": 0.0}, "a price is zero or negative"),
     ],
 )
 def test_a_bar_that_breaks_a_law_is_refused_with_its_reason(broken: dict[str, float], reason: str) -> None:
@@ -122,10 +159,177 @@ def test_a_daily_bar_belongs_to_the_session_of_its_date() -> None:
     assert result.session_index.tolist() == [0, 1, 2, 3, 4]
 
 
-@given(st.lists(st.sampled_from(range(-5, 400)), unique=True).map(sorted))
-def test_every_row_received_is_kept_dropped_or_refused(minutes: list[int]) -> None:
-    result = judged(an_answer(bars_at(OPENS[0] + 60 * minute for minute in minutes)))
-    assert len(result.columns) + len(result.refused.columns) + sum(result.fetch.dropped.values()) == len(minutes)
+def test_only_the_bars_that_are_wanted_are_kept_and_the_others_are_counted() -> None:
+    wanted = np.zeros(390, bool)
+    wanted[100:110] = True
+    result = judged(an_answer(bars_at(OPENS[:105] + OPENS[106:])), wanted=wanted)
+    assert result.columns.opened_at.tolist() == OPENS[100:105] + OPENS[106:110]
+    assert result.fetch.dropped == {"already_held": 380}
+    assert (result.expected, result.received) == (390, 389)
+    # The neighbours that were not wanted are evidence all the same.
+    assert np.flatnonzero(result.sessions[0].silent).tolist() == [105]
+
+
+def test_the_repairs_of_an_adapter_stay_with_their_bars() -> None:
+    flags = np.zeros(390, np.int16)
+    flags[8] = BarFlag.STRING_NUMBERS
+    answer = replace(an_answer(except_at(bars_at(OPENS), 7, low=11.2)), flags=flags)
+    assert np.flatnonzero(judged(answer).flags).tolist() == [7]
+
+
+def test_a_bar_of_the_future_is_refused() -> None:
+    now = OPENS[100]
+    result = judged(an_answer(bars_at([*OPENS[:98], OPENS[102]])), now=now)
+    assert result.refused.reasons == ["it opens after the time it was asked at"]
+    assert (result.kind, len(result.columns)) == ("ok", 98)
+
+
+def test_an_answer_of_which_every_bar_breaks_a_law_is_malformed() -> None:
+    answer = an_answer(replace(bars_at(OPENS), high=np.full(390, np.nan)))
+    result = judged(answer)
+    assert is_condemned(result, "malformed", answer)
+    assert result.reason == "none of 390 bars can be used: a value is null, NaN or infinite (390)"
+
+
+# --- named by their close ----------------------------------------------------------------------------------------------
+
+
+def named_by_their_close(*, is_clipped: bool) -> BarsAnswer:
+    """A whole session, each bar a minute late. ``is_clipped``: the adapter left out the one at the close, and said so."""
+    late = [at + 60 for at in OPENS]
+    if not is_clipped:
+        return an_answer(bars_at(late))
+    return replace(an_answer(bars_at(late[:-1])), outside_opened_at=np.array(late[-1:]))
+
+
+@pytest.mark.parametrize("is_clipped", [False, True])
+def test_bars_that_are_named_by_their_close_are_malformed(is_clipped: bool) -> None:  # noqa: FBT001
+    answer = named_by_their_close(is_clipped=is_clipped)
+    result = judged(answer)
+    assert is_condemned(result, "malformed", answer)
+    assert result.reason == "every bar of 2024-12-02 is stamped 60 seconds late, as if they were named by their close"
+
+
+@pytest.mark.parametrize("shift", [-3600, -30, 30, 300, 3600])
+def test_a_session_displaced_by_any_time_is_malformed(shift: int) -> None:
+    answer = an_answer(bars_at(at + shift for at in OPENS))
+    assert is_condemned(judged(answer), "malformed", answer)
+
+
+def test_a_bar_at_the_close_beside_a_whole_session_is_a_late_print() -> None:
+    result = judged(an_answer(bars_at([*OPENS, OPENS[-1] + 60])))
+    assert (result.kind, len(result.columns)) == ("ok", 390)
+
+
+def test_the_leak_after_a_half_day_whose_first_minute_is_missing_is_no_displacement() -> None:
+    half_day = grid_of(first := MONDAY.replace(month=11, day=29), first)
+    opens = half_day.opened_at.tolist()
+    result = judged(an_answer(bars_at([*opens[1:], *(opens[-1] + 60 * n for n in range(1, 240))])), half_day)
+    assert (result.kind, len(result.columns)) == ("ok", 209)
+
+
+def test_bars_between_the_places_of_the_grid_are_malformed() -> None:
+    hours = grid_of(MONDAY, FRIDAY, Interval.H1)
+    # On the hour of the clock, where ours open with the session, at half past.
+    clock_hours = [at + 1800 for at in hours.opened_at.tolist()]
+    answer = an_answer(bars_at(clock_hours), interval=Interval.H1)
+    assert is_condemned(judged(answer, hours), "malformed", answer)
+
+
+@pytest.mark.parametrize("step", [5, 15, 30])
+def test_bars_of_a_longer_interval_than_asked_are_malformed(step: int) -> None:
+    answer = an_answer(bars_at(OPENS[::step]))
+    result = judged(answer)
+    assert is_condemned(result, "malformed", answer)
+    assert result.reason == f"every {step}th bar came and none between: bars of a longer interval than asked"
+
+
+def test_a_thin_symbol_is_not_taken_for_a_longer_interval() -> None:
+    result = judged(an_answer(bars_at(OPENS[at] for at in (0, 5, 30, 75, 110, 200, 205, 340, 385))))
+    assert (result.kind, len(result.columns)) == ("ok", 9)
+
+
+# --- from the past -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_answer_that_ends_at_its_own_newest_stamp_is_stale_and_kept() -> None:
+    result = judged(replace(an_answer(bars_at(OPENS[:200])), newest=OPENS[200]))
+    assert (result.kind, result.fetch.outcome, len(result.columns)) == ("stale", "stale", 200)
+    assert result.reason == "answered from the past; its newest stamp is 2024-12-02T17:50:00+00:00"
+
+
+def test_a_provider_that_is_a_quarter_of_an_hour_late_is_not_stale() -> None:
+    now = OPENS[200]
+    assert judged(replace(an_answer(bars_at(OPENS[:185])), newest=OPENS[185]), now=now).kind == "ok"
+
+
+def test_a_thin_symbol_whose_last_trade_was_long_ago_is_not_stale() -> None:
+    assert judged(replace(an_answer(bars_at(OPENS[:200:7])), newest=OPENS[196])).kind == "ok"
+
+
+def test_days_that_end_before_the_newest_session_are_stale() -> None:
+    weeks = grid_of(MONDAY, FRIDAY.replace(day=20), Interval.D1)
+    labels = weeks.opened_at.tolist()
+    assert (
+        judged(
+            replace(an_answer(bars_at(labels[:-1]), interval=Interval.D1), newest=int(weeks.ends_at[-2])),
+            weeks,
+            now=instant("2024-12-21T12:00:00Z"),
+        ).kind
+        == "stale"
+    )
+
+
+# --- against what is stored --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_on_another_basis_than_what_is_stored_is_refused_whole() -> None:
+    split = CorporateAction("split", MONDAY.replace(day=5), 10.0)
+    answer = replace(an_answer(bars_at(OPENS)), actions=[split])
+    result = judged(answer, reference=Reference(close=115.0, session=MONDAY.replace(month=11, day=29)))
+    assert is_condemned(result, "mixed_basis", answer)
+    # What it tells of the split is what makes the next answer readable.
+    assert result.actions == [split]
+
+
+def test_a_bar_in_another_unit_is_refused_and_is_not_silence() -> None:
+    slip = {name: 100.0 * value for name, value in (("open", 11.0), ("high", 12.0), ("low", 10.0), ("close", 11.5))}
+    result = judged(an_answer(except_at(bars_at(OPENS), 7, **slip)))
+    assert result.refused.reasons == ["the prices are a hundred times those around them"]
+    assert not result.sessions[0].silent.any()
+    assert (result.expected, result.received) == (390, 389)
+
+
+# --- laws --------------------------------------------------------------------------------------------------------------
+
+ROWS = st.lists(
+    st.tuples(st.integers(-70, 460), st.sampled_from([0.01, 1.0, 10.0, 100.0, 0.0, np.nan])), unique_by=lambda row: row[0]
+)
+
+
+@given(ROWS, st.sets(st.integers(0, 389), max_size=5), st.integers(-100, 500), st.booleans(), st.sampled_from([None, 11.5, 115.0]))
+def test_every_row_received_is_kept_refused_or_counted(
+    rows: list[tuple[int, float]],
+    nulls: set[int],
+    minutes_later: int,
+    is_filling: bool,  # noqa: FBT001
+    stored: float | None,
+) -> None:
+    minutes, factors = zip(*sorted(rows), strict=True) if rows else ((), ())
+    columns = bars_at(OPENS[0] + 60 * minute for minute in minutes)
+    for name in ("open", "high", "low", "close"):
+        getattr(columns, name)[:] *= factors
+    answer = an_answer(columns, nulls=[OPENS[at] for at in nulls if at not in minutes])
+    result = judged(
+        answer,
+        now=OPENS[0] + 60 * minutes_later,
+        wanted=np.arange(390) % 2 == 0 if is_filling else None,
+        reference=Reference(close=stored, session=MONDAY.replace(month=11, day=29)),
+    )
+    assert accounted_for(result) == received(answer)
+    assert len(result.refused.reasons) == len(result.refused.columns)
+    assert len(result.flags) == len(result.session_index) == len(result.columns)
+    assert result.received <= result.expected
 
 
 @given(st.sets(st.integers(0, 1949)))
