@@ -133,10 +133,14 @@ class PostgresBudget:
         """From now on ``limits`` hold. Providers say theirs when they are open, and are opened with the client that asks here."""
         self._limits = limits
 
+    def limits_of(self, provider: str) -> Sequence[RateLimit]:
+        """The limits in force; none where it may be asked as often as we like."""
+        return self._limits.get(provider, ())
+
     def take(self, provider: str, account: str, priority: Priority, *, patience_seconds: float) -> None:
         """Return when one request may be sent at once. Raises BudgetSpentError where that is further away than the patience."""
         give_up_at = self._clock() + patience_seconds
-        limits = self._limits.get(provider, ())
+        limits = self.limits_of(provider)
         while True:
             answer = self._ask(provider, account, limits, priority.share) if limits else self._look(provider, account)
             if answer is None:
@@ -153,7 +157,7 @@ class PostgresBudget:
             names = {"provider": provider, "account": account, "retry_after": retry_after_seconds}
             is_news, hold, factor = connection.exec_driver_sql(_REFUSE, names).one()
             if is_news:
-                limits = ", ".join(map(str, self._limits.get(provider, ())))
+                limits = ", ".join(map(str, self.limits_of(provider)))
                 learned = f"; {factor:.0%} of {limits} is used from now on" if limits else ""
                 detail = f"refused with 429: everybody waits {hold:.0f} s{learned}"
                 said = {"provider": provider, "kind": "limit_learned", "detail": detail, "is_recovery": False}
@@ -179,7 +183,7 @@ class PostgresBudget:
         self, provider: str, seconds: list[float], heads: list[int], counts: list[int], instant: float, factor: float
     ) -> dict[str, int]:
         left: dict[str, int] = {}
-        for limit in self._limits.get(provider, ()):
+        for limit in self.limits_of(provider):
             used = 0
             if limit.seconds in seconds:
                 place, width = seconds.index(limit.seconds), limit.seconds / _SUB_BUCKETS

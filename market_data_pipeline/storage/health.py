@@ -14,6 +14,7 @@ from psycopg2.extras import execute_batch, execute_values
 from market_data_pipeline.domain.health import (
     ADMITTED,
     UNDECIDED,
+    Admission,
     Breaker,
     HealthPolicy,
     ProviderHealth,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class that psycopg2 names like a function
     from sqlalchemy import Engine
 
-    from market_data_pipeline.domain.health import Admission, HealthEvent, Outcome
+    from market_data_pipeline.domain.health import HealthEvent, Outcome
 
 Key = tuple[str, str]
 """(provider, capability)."""
@@ -245,6 +246,17 @@ class HealthBook:
                 healths[key] = healths[key].on_trial()
                 self._save(cursor, healths, begins_trial=True)
         return admission
+
+    def admit_by_hand(self, provider: str, capability: str, *, now: datetime) -> Admission:
+        """As ``admit``, for somebody who asks to know how it is: what rests or is disabled is tried at once."""
+        with self._changing([(provider, capability)]) as (cursor, healths):
+            health = healths[provider, capability]
+            admission = health.admission(now=now, policy=self.policy)
+            if admission == ADMITTED or health.is_on_trial:
+                return admission
+            self._save(cursor, {(provider, capability): health.on_trial()}, begins_trial=True)
+            healths[provider, capability] = health.on_trial()
+        return Admission(is_admitted=True, is_trial=True, reason=admission.reason)
 
     @contextmanager
     def _changing(self, keys: Iterable[Key]) -> Iterator[tuple[Cursor, dict[Key, ProviderHealth]]]:
