@@ -101,8 +101,8 @@ class BarsAnswer:
     ``float32_prices``: prices are float32 widened on the wire, so compare them at that resolution. ``currency`` as sent.
     ``flags``: repair flags (``domain.quality``), one a row of ``columns``, or None where nothing was repaired. ``newest``: the
     provider's own newest stamp (last trade, epoch seconds), None where it tells none: an answer from the past shows by it.
-    ``outside_opened_at``: the stamps of rows left out because they opened outside the window: bars that are named by their close
-    show by them. None where nobody looked.
+    ``outside_opened_at``: the stamps of intraday rows left out for their stamp, outside the window or off the minute: bars that are
+    named by their close show by them. None where there are none.
     """
 
     request: BarsRequest

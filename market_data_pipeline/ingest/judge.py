@@ -210,7 +210,7 @@ def _located(answer: BarsAnswer, grid: Grid, calendar: TradingCalendar, dropped:
 
 
 def _with_left_out(stray: Int64s, answer: BarsAnswer) -> Int64s:
-    if answer.outside_opened_at is None or not len(answer.outside_opened_at):
+    if answer.outside_opened_at is None:
         return stray
     return np.unique(np.concatenate((stray, answer.outside_opened_at)))
 
@@ -229,6 +229,8 @@ def _misplaced(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
         mine = stamps[(stamps > first - _DAY // 4) & (stamps < last + _DAY // 4)]
         if len(mine) < _DENSE * (bars.stop - bars.start):
             continue
+        # A live tick at the end, at whatever second the last trade was, is no bar.
+        mine = mine[:-1] if (mine[-1] - mine[-2]) % 60 else mine
         shift = int(mine[0]) - first
         if shift and int(mine[-1]) - last == shift:
             when = "late, as if they were named by their close" if shift > 0 else "early"

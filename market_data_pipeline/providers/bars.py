@@ -102,7 +102,8 @@ class ParsedBars:
     """The bars of one symbol in a body. Sorted and unique, stamped with their opens.
 
     ``received`` rows were in the body: each is in ``columns``, in ``null_opened_at`` or counted in ``dropped``.
-    ``flags`` (``BarFlag``): one a row of ``columns``.
+    ``flags`` (``BarFlag``): one a row of ``columns``. ``outside_opened_at``: the stamps of intraday rows left out for their stamp,
+    outside the window or off the grid of the interval; None where there are none.
     """
 
     columns: CandleColumns
@@ -110,6 +111,7 @@ class ParsedBars:
     flags: Int16s
     received: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    outside_opened_at: Int64s | None = None
 
     @classmethod
     def empty(cls) -> ParsedBars:
@@ -184,7 +186,14 @@ def lay_out(
     null_labels = labels[usable & is_null]
     nulls = np.setdiff1d(null_labels, kept.opened_at)
     dropped["duplicate"] += len(null_labels) - len(nulls)
-    return ParsedBars(kept, nulls, flags, received=length, dropped={k: n for k, n in sorted(dropped.items()) if n})
+    return ParsedBars(
+        kept,
+        nulls,
+        flags,
+        received=length,
+        dropped={k: n for k, n in sorted(dropped.items()) if n},
+        outside_opened_at=None if request.interval.is_daily or usable.all() else labels[~usable],
+    )
 
 
 def _inside(labels: Int64s, request: BarsRequest) -> Bools:
@@ -215,6 +224,7 @@ def answer_of(
         currency=currency,
         flags=parsed.flags if parsed.flags.any() else None,
         newest=newest,
+        outside_opened_at=parsed.outside_opened_at,
     )
 
 

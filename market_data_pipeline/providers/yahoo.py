@@ -83,7 +83,8 @@ class ParsedChart:
     ``received`` rows were in the body: each is in ``columns``, in ``null_opened_at`` or counted in ``dropped`` (whose keys that
     end in "_action" count events, not rows). ``columns`` are sorted and unique; a value that is null, no number or not finite is
     NaN or infinite there, so that the judge refuses its row by name. ``flags``: what was repaired, one a row (``BarFlag``).
-    ``newest``: the last trade that Yahoo knows of, epoch seconds; None where it does not say.
+    ``newest``: the last trade that Yahoo knows of, epoch seconds; None where it does not say. ``outside_opened_at``: the stamps of
+    intraday rows left out for their stamp, outside the window or between the minutes; None where there are none.
     """
 
     columns: CandleColumns
@@ -94,6 +95,7 @@ class ParsedChart:
     dropped: Mapping[str, int] = field(default_factory=dict)
     flags: Int16s = field(default_factory=lambda: np.empty(0, np.int16))
     newest: int | None = None
+    outside_opened_at: Int64s | None = None
 
 
 class YahooProvider:
@@ -171,6 +173,7 @@ class YahooProvider:
             currency=chart.currency,
             flags=chart.flags if chart.flags.any() else None,
             newest=chart.newest,
+            outside_opened_at=chart.outside_opened_at,
         )
 
     def fetch_quotes(self, symbols: Sequence[str], *, priority: Priority, now: datetime) -> QuotesAnswer:
@@ -262,6 +265,7 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
     dropped = Counter[str]()
     actions = _actions(mapping(result.get("events") or {}, NAME), meta, dropped)
     columns, flags, null_opened_at = _rows(stamps, quotes, request, meta, dropped)
+    has_left_out = bool(dropped["outside_window"] + dropped["unaligned"]) and not request.interval.is_daily
     return ParsedChart(
         columns=columns,
         null_opened_at=null_opened_at,
@@ -271,6 +275,7 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
         dropped={reason: count for reason, count in sorted(dropped.items()) if count},
         flags=flags,
         newest=_newest(meta.get("regularMarketTime")),
+        outside_opened_at=stamps[~_is_usable(stamps, request)] if has_left_out else None,
     )
 
 
@@ -308,7 +313,7 @@ def _rows(
         labels, inside = _session_labels(stamps, request, _zone(meta))
         aligned = np.ones(len(stamps), bool)
     else:
-        labels, inside = stamps, (stamps >= request.start) & (stamps < request.end)
+        labels, inside = stamps, _is_inside(stamps, request)
         aligned = stamps % 60 == 0
     dropped["outside_window"] += int((~inside).sum())
     dropped["unaligned"] += int((inside & ~aligned).sum())
@@ -332,6 +337,15 @@ def _rows(
     nulls = nulls[~superseded]
     dropped["duplicate"] += len(null_labels) - len(nulls)
     return columns, flags, nulls
+
+
+def _is_inside(stamps: Int64s, request: BarsRequest) -> Bools:
+    return (stamps >= request.start) & (stamps < request.end)
+
+
+def _is_usable(stamps: Int64s, request: BarsRequest) -> Bools:
+    usable: Bools = _is_inside(stamps, request) & (stamps % 60 == 0)
+    return usable
 
 
 def _session_labels(stamps: Int64s, request: BarsRequest, zone: ZoneInfo) -> tuple[Int64s, Bools]:

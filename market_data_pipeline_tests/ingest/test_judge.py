@@ -216,6 +216,12 @@ def test_a_session_displaced_by_any_time_is_malformed(shift: int) -> None:
     assert is_condemned(judged(answer), "malformed", answer)
 
 
+def test_a_live_tick_behind_bars_named_by_their_close_hides_nothing() -> None:
+    answer = named_by_their_close(is_clipped=True)
+    ticking = replace(answer, outside_opened_at=np.array([OPENS[-1] + 60, OPENS[-1] + 84]))
+    assert is_condemned(judged(ticking), "malformed", ticking)
+
+
 def test_a_bar_at_the_close_beside_a_whole_session_is_a_late_print() -> None:
     result = judged(an_answer(bars_at([*OPENS, OPENS[-1] + 60])))
     assert (result.kind, len(result.columns)) == ("ok", 390)
