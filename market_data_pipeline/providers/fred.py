@@ -75,7 +75,7 @@ class SeriesInfo:
 class ParsedObservations:
     """One page. ``received`` rows were in it: each is in ``observations`` (in the order received) or in ``refused``.
 
-    ``count`` rows answer the whole question; this page begins at ``offset``.
+    ``count`` rows answer the whole question; this page begins at ``offset`` and may hold ``limit`` of them.
     """
 
     observations: Sequence[Observation]
@@ -83,6 +83,7 @@ class ParsedObservations:
     received: int
     count: int
     offset: int
+    limit: int
 
 
 class FredProvider:
@@ -283,9 +284,10 @@ class _Asking:
             page = self.get("series/observations", parameters, lambda body: parse_observations(body, window=window))
             if promised not in {None, page.count}:
                 raise TransientError(f"{asked.series}: {promised} rows became {page.count} while we paged", provider=NAME)
-            if page.offset != received or (not page.received and page.count > received):
-                came = f"{page.received} from {page.offset} of {page.count}"
-                raise PayloadError(f"{asked.series}: rows from {received} were asked for, {came} came", provider=NAME)
+            due = min(page.limit, self.rows_per_page, page.count - received)
+            if (page.offset, page.received) != (received, due) or (not due and received < page.count):
+                message = f"{due} of {page.count} rows from {received} were due, {page.received} from {page.offset} came"
+                raise PayloadError(f"{asked.series}: {message}", provider=NAME)
             promised = page.count
             received += page.received
             found.observations += page.observations
@@ -360,6 +362,7 @@ def parse_observations(body: bytes, *, window: Window | None = None) -> ParsedOb
     told = (page.get("realtime_start"), page.get("realtime_end"))
     if window is not None and told != (window[0].isoformat(), window[1].isoformat()):
         raise PayloadError(f"asked for the vintages from {window[0]} to {window[1]}; answered with {shown(told)}", provider=NAME)
+    counts = [_count(page, name) for name in ("count", "offset", "limit")]
     observations: list[Observation] = []
     refused: list[RefusedRecord] = []
     days: dict[object, date | None] = {}
@@ -369,7 +372,7 @@ def parse_observations(body: bytes, *, window: Window | None = None) -> ParsedOb
             observations.append(parsed)
         else:
             refused.append(_refused(row, parsed))
-    return ParsedObservations(observations, refused, len(rows), _count(page, "count"), _count(page, "offset"))
+    return ParsedObservations(observations, refused, len(rows), *counts)
 
 
 def _observation(row: object, days: dict[object, date | None]) -> Observation | str:
