@@ -307,12 +307,12 @@ class _Ingest:
             outcome=error.kind,
             error=str(error),
         )
-        self._pipeline.ledger.record_failure(
+        self._pipeline.ledger.record_failures(
             [(job.work.instrument.symbol_id, session) for session in grid.sessions[job.window.sessions]],
             self._interval,
             now=self._now,
             policy=self._pipeline.settings.healing_policy,
-            fetch=fetch,
+            fetches=[(job.work.instrument.symbol_id, fetch)],
             run_id=self._run_id,
         )
 

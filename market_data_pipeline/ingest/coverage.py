@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from market_data_pipeline.domain.candles import Bools, Interval
+    from market_data_pipeline.domain.candles import Bools, Int32s, Interval
     from market_data_pipeline.domain.coverage import LedgerRow
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
@@ -56,19 +56,21 @@ class GapWindow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masks:
-    """The ledger laid over a grid: one element a bar. ``known`` has one element a session: whether the ledger has a row."""
+    """The ledger laid over a grid: one element a bar. The rest have one element a session; ``known``: whether there is a row."""
 
     present: Bools
     confirmed_empty: Bools
     known: Bools
     misfit: Bools
     """Sessions whose ledger row expects another number of bars than the calendar does now."""
+    attempts: Int32s
+    """Answers that left a hole."""
 
 
 def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
     """Lay ledger rows of one symbol and interval over their grid. Rows of sessions that the grid lacks are left out."""
     present, confirmed = np.zeros(len(grid.opened_at), bool), np.zeros(len(grid.opened_at), bool)
-    known, misfit = np.zeros(len(grid), bool), np.zeros(len(grid), bool)
+    known, misfit, attempts = np.zeros(len(grid), bool), np.zeros(len(grid), bool), np.zeros(len(grid), np.int32)
     place_of = {session: place for place, session in enumerate(grid.sessions)}
     edges = grid.offsets.tolist()
     for row in rows:
@@ -76,12 +78,13 @@ def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
         if place is None:
             continue
         known[place] = True
+        attempts[place] = row.attempts
         if row.expected != edges[place + 1] - edges[place]:
             misfit[place] = True
             continue
         present[edges[place] : edges[place + 1]] = row.present
         confirmed[edges[place] : edges[place + 1]] = row.confirmed_empty
-    return Masks(present, confirmed, known, misfit)
+    return Masks(present, confirmed, known, misfit, attempts)
 
 
 def listed(instrument: Instrument, grid: Grid) -> Bools:

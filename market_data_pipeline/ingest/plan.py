@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 REACH_MARGIN_SECONDS = 60
 # Bars before the first one wanted, asked for again: silence is only evidence between two bars of the same answer.
 NEIGHBOURS = 5
+# Where one request takes many symbols, those of a running session begin at every so many bars: symbols whose newest bars came at
+# different minutes would otherwise never share a request.
+SLOTS_TOGETHER = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +39,17 @@ def windows(grid: Grid, wanted: Bools, due: Bools, capability: Capability, *, no
     """The fewest windows, in order, that cover every wanted bar and that the provider accepts.
 
     ``wanted`` and ``due`` have one element a bar of ``grid``. A finished session is asked for whole, so that each missing
-    minute has neighbours in the same answer; a running one from a few bars before the first wanted. No window begins before
-    the capability's reach, and none is longer than its span unless a single session is.
+    minute has neighbours in the same answer; a running one from a few bars before the first wanted, and to the last bar that is
+    due. No window begins before the capability's reach, and none is longer than its span unless a single session is.
     """
+    together = SLOTS_TOGETHER if capability.symbols_per_request > 1 else 1
     oldest, joined = _oldest(capability, now), list[Window]()
     for place in np.flatnonzero(_any_in_session(grid, wanted)).tolist():
         bars = slice(int(grid.offsets[place]), int(grid.offsets[place + 1]))
         slots = np.flatnonzero(wanted[bars])
         finished = bool(due[bars][-1])
-        first = 0 if finished else max(int(slots[0]) - NEIGHBOURS, 0)
-        last = -1 if finished else int(slots[-1])
+        first = 0 if finished else max(int(slots[0]) - NEIGHBOURS, 0) // together * together
+        last = -1 if finished else int(np.flatnonzero(due[bars])[-1])
         start, end = max(int(grid.starts_at[bars][first]), oldest), int(grid.ends_at[bars][last])
         before = joined[-1] if joined else None
         if before is not None and (capability.span_seconds is None or end - before.start <= capability.span_seconds):

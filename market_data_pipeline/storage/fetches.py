@@ -26,6 +26,15 @@ select f.fetch_id, f.symbol_id, f.run_id, f.recorded_at, f.provider, u.symbol, f
 """
 
 
+# By the newest keys: there is no index by time, and there need not be. Of the busiest hour these are the last minutes.
+_RECENT = """
+select symbol_id, bool_and(outcome = 'barren')
+  from (select provider, capability, symbol_id, outcome, started_at from fetches order by fetch_id desc limit 1000) f
+ where provider = %(provider)s and capability = %(capability)s and started_at > %(since)s and symbol_id is not null
+   and outcome in ('ok', 'barren', 'stale')
+ group by symbol_id"""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredFetch:
     """A fetch as it was recorded. ``fetch.symbol`` is our symbol, not the provider's name for it."""
@@ -47,6 +56,15 @@ class FetchStore:
         """Record (symbol_id, fetch) pairs in one transaction; their ids, in the same order. Repeating it records them twice."""
         with transaction(self._engine) as cursor:
             return record_fetches(cursor, [fetch for _, fetch in fetches], [symbol_id for symbol_id, _ in fetches], run_id=run_id)
+
+    def recent_emptiness(self, provider: str, capability: str, *, since: datetime) -> dict[int, bool]:
+        """Of the symbols that a provider answered for since then, in whatever process: whether each answer was barren.
+
+        Looks at the last thousand fetches, so it costs a millisecond however many there are.
+        """
+        parameters = {"provider": provider, "capability": capability, "since": since}
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.exec_driver_sql(_RECENT, parameters)}
 
     def latest(self, symbol_id: int, interval: Interval, *, limit: int = 1) -> list[StoredFetch]:
         """The last ``limit`` fetches for a symbol and interval, the newest first."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
-from market_data_pipeline.domain.healing import after_failure
+from market_data_pipeline.domain.healing import after_failure, held_back
 from market_data_pipeline.storage.bulk import bits, ledger_row, lock_series, read_ledger, record_fetches, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import date, datetime
 
     from sqlalchemy import Engine
@@ -207,28 +207,33 @@ class Ledger:
                 opened += connection.exec_driver_sql(_OPEN, parameters).rowcount
         return opened
 
-    def record_failure(
+    def record_failures(
         self,
-        symbol_id_sessions: Sequence[tuple[int, date]],
+        failed: Collection[tuple[int, date]],
         interval: Interval,
         *,
+        fetches: Sequence[tuple[int | None, Fetch]],
         now: datetime,
         policy: HealingPolicy,
-        fetch: Fetch,
+        unbelieved: Collection[tuple[int, date]] = (),
         run_id: str | None = None,
     ) -> int:
-        """Record a request that got no usable answer, and push back the sessions that it was for; how many those were.
+        """Record requests without a usable answer, and push back the (symbol_id, session)s that nobody answered; how many those are.
 
-        No verdict changes. Sessions that lack nothing, or that the ledger does not know, have nothing to push back. The fetch is
-        recorded with the symbol where the sessions are all of one.
+        ``failed`` had only failures; ``unbelieved`` an answer that is not taken for one, and just wait. No verdict changes. Sessions
+        that lack nothing, or that the ledger does not know, have nothing to push back.
         """
-        symbol_ids = {symbol_id for symbol_id, _ in symbol_id_sessions}
+        keys = sorted({*failed, *unbelieved})
         with transaction(self._engine) as cursor:
-            lock_series(cursor, symbol_ids, interval.seconds)
-            record_fetches(cursor, [fetch], [min(symbol_ids) if len(symbol_ids) == 1 else None], run_id=run_id)
-            rows = read_ledger(cursor, interval, sorted(set(symbol_id_sessions)))
-            lacking = [row for row in rows.values() if not (row.present | row.confirmed_empty).all()]
-            pushed_back = [after_failure(row, now=now, policy=policy) for row in lacking]
+            lock_series(cursor, {symbol_id for symbol_id, _ in keys}, interval.seconds)
+            record_fetches(cursor, [fetch for _, fetch in fetches], [symbol_id for symbol_id, _ in fetches], run_id=run_id)
+            rows = read_ledger(cursor, interval, keys)
+            refused = set(failed)
+            pushed_back = [
+                (after_failure if key in refused else held_back)(row, now=now, policy=policy)
+                for key, row in rows.items()
+                if not (row.present | row.confirmed_empty).all()
+            ]
             cursor.execute(
                 _PUSH_BACK,
                 {

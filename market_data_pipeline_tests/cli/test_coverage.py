@@ -102,7 +102,7 @@ def test_a_failed_request_is_named_with_its_error(stocked: Mdp) -> None:
         apple = pipeline.universe.instrument("AAPL").symbol_id
         refused = replace(fetch_of("AAPL"), outcome="rate_limited", error="429 Too Many Requests")
         policy = pipeline.settings.healing_policy
-        pipeline.ledger.record_failure([(apple, MONDAY)], Interval.M1, now=LATER, policy=policy, fetch=refused)
+        pipeline.ledger.record_failures([(apple, MONDAY)], Interval.M1, now=LATER, policy=policy, fetches=[(apple, refused)])
     gap = stocked("gaps", "--explain", "--json").json[0]
     assert gap["why"] == "yahoo at 2024-12-07T09:00:00Z: rate_limited, 429 Too Many Requests"
     assert (gap["attempts"], gap["failures"]) == (1, 1)

@@ -146,8 +146,8 @@ def test_two_that_open_the_same_sessions_neither_deadlock_nor_double(ledger: Led
 
 def test_a_failure_pushes_back_what_lacks_bars_and_is_recorded(ledger: Ledger, engine: Engine) -> None:
     ledger.open_sessions([row(1, MONDAY, "110110"), row(1, TUESDAY, "111111", due=None), row(1, WEDNESDAY, "000000")])
-    pushed_back = ledger.record_failure(
-        [(1, MONDAY), (1, TUESDAY), (1, THURSDAY)], Interval.M1, now=NOW, policy=POLICY, fetch=TIMED_OUT, run_id="run-1"
+    pushed_back = ledger.record_failures(
+        [(1, MONDAY), (1, TUESDAY), (1, THURSDAY)], Interval.M1, now=NOW, policy=POLICY, fetches=[(1, TIMED_OUT)], run_id="run-1"
     )
     assert pushed_back == 1
     monday, tuesday, wednesday = ledger.rows([1], Interval.M1, MONDAY, FRIDAY)
@@ -163,7 +163,7 @@ def test_failures_in_a_row_wait_longer_each_time(ledger: Ledger) -> None:
     ledger.open_sessions([row(1, MONDAY)])
     waits = []
     for _ in range(3):
-        ledger.record_failure([(1, MONDAY)], Interval.M1, now=NOW, policy=POLICY, fetch=TIMED_OUT)
+        ledger.record_failures([(1, MONDAY)], Interval.M1, now=NOW, policy=POLICY, fetches=[(1, TIMED_OUT)])
         (monday,) = ledger.rows([1], Interval.M1, MONDAY, MONDAY)
         assert monday.next_attempt_at is not None
         waits.append((monday.next_attempt_at - NOW).total_seconds())
@@ -175,15 +175,34 @@ def test_failures_at_once_are_all_counted(ledger: Ledger) -> None:
     sessions = [(3, MONDAY), (1, MONDAY), (2, MONDAY)]
 
     def fail(_: int) -> int:
-        return ledger.record_failure(sessions, Interval.M1, now=NOW, policy=POLICY, fetch=TIMED_OUT)
+        return ledger.record_failures(sessions, Interval.M1, now=NOW, policy=POLICY, fetches=[(None, TIMED_OUT)])
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(fail, range(8)))
     assert [r.failures for r in ledger.rows([1, 2, 3], Interval.M1, MONDAY, MONDAY)] == [8, 8, 8]
 
 
+def test_an_answer_that_is_not_believed_is_neither_attempt_nor_failure_and_waits(ledger: Ledger) -> None:
+    ledger.open_sessions([row(1, MONDAY), row(1, TUESDAY), row(1, WEDNESDAY, "111111", due=None)])
+    pushed_back = ledger.record_failures(
+        [(1, MONDAY)],
+        Interval.M1,
+        unbelieved=[(1, TUESDAY), (1, WEDNESDAY)],
+        now=NOW,
+        policy=POLICY,
+        fetches=[(1, replace(TIMED_OUT, outcome="barren"))],
+    )
+    assert pushed_back == 2
+    monday, tuesday, wednesday = ledger.rows([1], Interval.M1, MONDAY, WEDNESDAY)
+    assert (monday.attempts, monday.failures, monday.next_attempt_at) == (0, 1, NOW + POLICY.wait(1))
+    assert (tuesday.attempts, tuesday.failures, tuesday.next_attempt_at) == (0, 0, NOW + POLICY.wait(1))
+    assert wednesday.next_attempt_at is None
+
+
 def test_a_failure_with_unprintable_error_text_is_recorded(ledger: Ledger, engine: Engine) -> None:
-    ledger.record_failure([(1, MONDAY)], Interval.M1, now=NOW, policy=POLICY, fetch=replace(TIMED_OUT, error="<html>\x00"))
+    ledger.record_failures(
+        [(1, MONDAY)], Interval.M1, now=NOW, policy=POLICY, fetches=[(1, replace(TIMED_OUT, error="<html>\x00"))]
+    )
     (fetch,) = FetchStore(engine).latest(1, Interval.M1)
     assert fetch.fetch.error == "<html>\N{REPLACEMENT CHARACTER}"
 
@@ -302,7 +321,9 @@ def test_every_gap_is_served_within_as_many_rounds_as_it_takes_to_serve_all_once
     waiting, now = set(gaps), NOW
     for _ in range(ceil(len(gaps) / limit)):
         for gap in ledger.due_gaps(now, limit=limit):
-            ledger.record_failure([(gap.symbol_id, gap.first)], gap.interval, now=now, policy=POLICY, fetch=TIMED_OUT)
+            ledger.record_failures(
+                [(gap.symbol_id, gap.first)], gap.interval, now=now, policy=POLICY, fetches=[(gap.symbol_id, TIMED_OUT)]
+            )
             waiting.discard((gap.symbol_id, gap.first))
         now += timedelta(seconds=tick_seconds)
     assert waiting == set()
