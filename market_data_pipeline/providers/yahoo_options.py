@@ -99,8 +99,13 @@ class _Chain:
         )
         body = b"".join(answer.body for answer in self.answers)
         return ChainAnswer(
+            # Of what came, also where the last request failed.
             fetch=replace(
-                fetch, status=self.answers[-1].status, payload_bytes=len(body), payload_sha256=hashlib.sha256(body).hexdigest()
+                fetch,
+                status=self.answers[-1].status,
+                latency_seconds=self.answers[-1].latency_seconds,
+                payload_bytes=len(body),
+                payload_sha256=hashlib.sha256(body).hexdigest(),
             ),
             symbol=self.symbol,
             taken_at=_answered_at(self.answers[0], exchange.started_at),

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from market_data_pipeline.domain.capabilities import QUOTES_L1, Basis, Capability
-from market_data_pipeline.domain.errors import InvalidInputError, PayloadError
+from market_data_pipeline.domain.errors import OutOfReachError, PayloadError
 from market_data_pipeline.domain.ports import Quote, QuotesAnswer
 from market_data_pipeline.providers.http import describe
 from market_data_pipeline.providers.records import Record, UnusableRecordError, read_records
@@ -52,10 +52,8 @@ def fetch_quotes(
 ) -> QuotesAnswer:
     """Quotes of up to 50 symbols in one request, and two or four more where a pass is needed. An error carries its ``fetch``.
 
-    Raises InvalidInputError for no symbol or too many; else what ``YahooSession.ask`` raises, and PayloadError.
+    Raises OutOfReachError, with nothing sent, for no symbol or too many; else what ``YahooSession.ask`` raises, and PayloadError.
     """
-    if not 0 < len(symbols) <= SYMBOLS_PER_REQUEST:
-        raise InvalidInputError(f"{len(symbols)} symbols: {NAME} is asked for 1 to {SYMBOLS_PER_REQUEST} quotes at a time")
     url, parameters, listed = f"{base_url}/v7/finance/quote", {"symbols": ",".join(symbols)}, ",".join(symbols)
     exchange = Exchange(provider=NAME, symbol=listed, request=describe(url, parameters, {}), started_at=now, capability=QUOTES_L1)
     found: list[ParsedQuotes] = []
@@ -65,6 +63,8 @@ def fetch_quotes(
         found.append(parse_quotes(answer.body, symbols))
 
     with exchange.on_record():
+        if not 0 < len(symbols) <= SYMBOLS_PER_REQUEST:
+            raise OutOfReachError(f"{len(symbols)} symbols: 1 to {SYMBOLS_PER_REQUEST} a request", provider=NAME)
         session.ask(url, parameters, check, priority=priority, attempts=exchange.attempts)
     parsed = found[-1]
     dropped = {name: len(left) for name, left in (("hollow", parsed.hollow), ("refused", parsed.refused)) if left}
