@@ -262,12 +262,12 @@ def _repeated_page(answer: BarsAnswer, strike: Strike) -> BarsAnswer:  # noqa: A
 
 def _truncated_page(answer: BarsAnswer, strike: Strike) -> BarsAnswer:
     """The page breaks off, the count it declares and the link onwards do not know."""
-    left = int(sum(map(len, answer.tables)) * strike.settings["keep"])
+    left = int(answer.count * strike.settings["keep"])
     tables = []
     for table in answer.tables:
         tables.append(table.take(np.arange(min(left, len(table)))))
         left -= len(tables[-1])
-    return replace(answer, tables=tables)
+    return replace(answer, tables=tables, declared=answer.count)
 
 
 # --- records -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """An account at one request. ``limit``: the one that refused it, else the one nearest to spent; None where there are none.
+    """An account at one request. ``limit``: the one that refused it, else that of the longest window; None where there are none.
 
     ``remaining``: requests left of it. ``reset_seconds``: until the oldest request counted leaves the window.
     """
@@ -83,7 +83,7 @@ class LimitBook:
             return max((window.state(at, is_refused=True) for window in full), key=lambda state: state.reset_seconds)
         for window in known.windows:
             window.granted.append(at)
-        return min((window.state(at, is_refused=False) for window in known.windows), key=lambda state: state.remaining)
+        return max(known.windows, key=lambda window: window.limit.seconds).state(at, is_refused=False)
 
     def change(self, overrides: Mapping[str, Sequence[RateLimit]]) -> None:
         """Other limits from now on; what was counted is forgotten."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -41,7 +41,7 @@ class Profile:
     ``missing``: omit leaves a minute without a bar out, nulls sends a null bar for it. ``live_bar`` is the form of the bar in
     progress: A (null bar, then a tick stamped now), B (flat, volume 0), none, or auto (A or B, by seed and symbol).
     ``delay_seconds``: how long after its end a bar appears. ``thirty_minutes_as_hours``: Yahoo's answer to interval=30m.
-    ``gzip``: compress for clients that accept it.
+    ``gzip``: compress for clients that accept it. ``alphavantage_stamp``: whether Alpha Vantage names minutes by open or close.
     """
 
     prices: str = "float32"
@@ -50,6 +50,7 @@ class Profile:
     delay_seconds: int = 0
     thirty_minutes_as_hours: bool = True
     gzip: bool = False
+    alphavantage_stamp: str = "open"
 
     @classmethod
     def of_file(cls, path: Path) -> Profile:
@@ -71,6 +72,7 @@ class Profile:
             "live_bar": ("auto", "A", "B", "none"),
             "thirty_minutes_as_hours": (True, False),
             "gzip": (True, False),
+            "alphavantage_stamp": ("open", "close"),
         }
         for name, allowed in choices.items():
             if getattr(profile, name) not in allowed:
@@ -309,6 +311,11 @@ class Market:
         if any(_file_of(self.directory, interval, symbol) for interval in SECONDS):
             return Listing(symbol)
         return None
+
+    def symbols(self) -> set[str]:
+        """Every symbol that the universe or a file knows."""
+        files = (path for interval in SECONDS for path in (self.directory / interval).glob("*.csv*"))
+        return {*self.listings, *(unquote(path.name.removesuffix(".gz").removesuffix(".csv")) for path in files)}
 
     def grid(self, symbol: str) -> Grid:
         """The sessions of the exchange that lists ``symbol``."""

@@ -113,7 +113,7 @@ class Simulator:
         state = self.book.arrive(vendor.name, asked.account, vendor.limits.get(plan, ()))
         scene = Scene(self.market, now_us, self.seed, _base_url(received, vendor))
         if state.is_refused:
-            reply, rules = vendor.refuse(429, ""), []
+            reply, rules = _too_often(vendor, call, state), []
         else:
             rules = self.script.hits(asked)
             reply = self._bent(
@@ -268,6 +268,10 @@ def _asked(received: Received, vendor: Vendor, call: Call | None, now_us: int) -
         capability=call.capability if call else "",
         account=call.account if call else "",
     )
+
+
+def _too_often(vendor: Vendor, call: Call | Reply, state: LimitState) -> Reply:
+    return vendor.over_limit(call, state) if vendor.over_limit and isinstance(call, Call) else vendor.refuse(429, "")
 
 
 def _base_url(received: Received, vendor: Vendor) -> str:

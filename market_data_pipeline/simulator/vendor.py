@@ -173,14 +173,19 @@ class BarsAnswer:
     """One page of bars of one or more symbols. ``write`` puts it in the vendor's wire format after every fault has bent it.
 
     ``next_page``: how the vendor names the page after this one, "" where there is none; ``page``: this one. ``declared``: how many
-    rows the answer will say it has, where the vendor says so.
+    rows the answer says it has, where that is not how many it has.
     """
 
     tables: Sequence[BarTable]
     write: Callable[[BarsAnswer], Reply]
     page: str = ""
     next_page: str = ""
-    declared: int = 0
+    declared: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows the answer says it has, over all tables."""
+        return sum(map(len, self.tables)) if self.declared is None else self.declared
 
     def reply(self) -> Reply:
         """The reply in the vendor's wire format."""
@@ -236,7 +241,8 @@ class Vendor:
 
     ``limits`` by plan, as documented; a plan that is not listed has none. ``variables``: the MDP_* variables that make the
     pipeline use it, from its base URL and a plan. ``refuse``: its own words for an HTTP status, with its own status; ``detail``
-    is what went wrong, "" for the usual text. ``limit_headers``: what it tells about the account's limit with every reply.
+    is what went wrong, "" for the usual text. ``over_limit``: what it says when an account asks too often, where that is more than
+    ``refuse(429, "")``. ``limit_headers``: what it tells about the account's limit with every reply.
     """
 
     name: str
@@ -245,6 +251,7 @@ class Vendor:
     variables: Callable[[str, str], Mapping[str, str]]
     refuse: Callable[[int, str], Reply]
     limits: Mapping[str, Sequence[RateLimit]] = field(default_factory=dict)
+    over_limit: Callable[[Call, LimitState], Reply] | None = None
     limit_headers: Callable[[LimitState, Scene], Headers] = lambda _state, _scene: ()
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from market_data_pipeline.simulator.alpaca import ALPACA
+from market_data_pipeline.simulator.alphavantage import ALPHAVANTAGE
+from market_data_pipeline.simulator.finnhub import FINNHUB
+from market_data_pipeline.simulator.fred import FRED
+from market_data_pipeline.simulator.massive import MASSIVE
 from market_data_pipeline.simulator.yahoo import YAHOO
 
 if TYPE_CHECKING:
@@ -11,4 +16,4 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.simulator.vendor import Vendor
 
-VENDORS: Sequence[Vendor] = (YAHOO,)
+VENDORS: Sequence[Vendor] = (YAHOO, FINNHUB, ALPACA, MASSIVE, ALPHAVANTAGE, FRED)
