@@ -69,6 +69,7 @@ setup(
         "market_data_pipeline.providers": [
             "alpaca=market_data_pipeline.providers.alpaca:AlpacaProvider.open",
             "alphavantage=market_data_pipeline.providers.alphavantage:AlphaVantageProvider.open",
+            "files=market_data_pipeline.providers.files:FilesProvider.open",
             "finnhub=market_data_pipeline.providers.finnhub:FinnhubProvider.open",
             "fred=market_data_pipeline.providers.fred:FredProvider.open",
             "massive=market_data_pipeline.providers.massive:MassiveProvider.open",
