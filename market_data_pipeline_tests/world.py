@@ -17,6 +17,8 @@ from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
+from market_data_pipeline.simulator.vendor import PREMIUM
+from market_data_pipeline.simulator.vendors import VENDORS
 from market_data_pipeline.wiring import open_pipeline
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
 
+UNLIMITED = ";".join(f"{vendor.name}=none" for vendor in VENDORS)
 MONDAY, FRIDAY = date(2024, 12, 2), date(2024, 12, 6)
 SATURDAY = datetime(2024, 12, 7, 12, tzinfo=UTC)
 
@@ -79,21 +82,45 @@ def a_world(
     *,
     now: datetime = SATURDAY,
     faults: Sequence[Mapping[str, Any]] = (),
+    vendors: Sequence[str] = ("yahoo",),
+    plan: str = PREMIUM,
+    simulated_limits: str = UNLIMITED,
     **settings: Any,  # noqa: ANN401
 ) -> Iterator[World]:
-    """Start a simulator on ``data`` and wire a pipeline to it. HTTP retries do not wait."""
-    with running_simulator(data=data, now=now, faults=list(faults)) as simulator:
-        told = Settings(
-            home=home,
-            database_url=SecretStr(database_url),
-            clock=simulator.control,
-            yahoo_base_url=simulator.yahoo,
-            http_backoff_seconds=0.0,
-            http_timeout_seconds=3.0,
-            **settings,
-        )
+    """Start a simulator on ``data`` and wire a pipeline to it. HTTP retries do not wait, nobody limits anybody.
+
+    ``vendors``: who has a key (of an account with ``plan``) and stands in the policies, in this order; nobody else is asked.
+    Limits where a test is about them: ``limits`` are ours, ``simulated_limits`` theirs, "" for the documented ones.
+    """
+    with running_simulator(data=data, now=now, faults=list(faults), limits=simulated_limits) as simulator:
+        told = settings_in(simulator, vendors=vendors, plan=plan, home=home, database_url=SecretStr(database_url), **settings)
         with open_pipeline(told) as pipeline:
             yield World(told, simulator, pipeline)
+
+
+def settings_in(
+    simulator: RunningSimulator,
+    *,
+    vendors: Sequence[str] = ("yahoo",),
+    plan: str = PREMIUM,
+    **settings: Any,  # noqa: ANN401 - fields of Settings
+) -> Settings:
+    """The settings of a pipeline that lives on ``simulator``, as ``a_world`` describes them; ``settings`` have the last word."""
+    told: dict[str, Any] = {
+        "clock": simulator.control,
+        "limits": UNLIMITED,
+        "http_backoff_seconds": 0.0,
+        "http_timeout_seconds": 3.0,
+    }
+    for vendor in VENDORS:
+        variables = vendor.variables(simulator.urls[vendor.name], plan)
+        known = vendor.name in vendors
+        told |= {name.removeprefix("MDP_").lower(): value for name, value in variables.items() if known or name.endswith("_URL")}
+    for name, field in Settings.model_fields.items():
+        if name.startswith("policy_"):
+            serving = set(str(field.default).split(","))
+            told[name] = ",".join(vendor for vendor in vendors if vendor in serving) or field.default
+    return Settings(**{**told, **settings})
 
 
 def write_bars(
