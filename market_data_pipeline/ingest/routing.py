@@ -86,20 +86,21 @@ class Router:
         by_name = {provider.name: (provider, served) for provider, served in configured}
         return Route(capability, [by_name[name] for name in ranking.order], {**passed_over, **ranking.passed_over})
 
-    def ask(
+    def ask(  # noqa: PLR0913 - whom not to ask is one more thing to say
         self,
         capability: str,
         call: Callable[[Provider], A],
         *,
         now: datetime,
         hint: str | None = None,
+        excluding: Collection[str] = (),
         run_id: str | None = None,
         expected: int = 0,
         received: Callable[[A], int] | None = None,
     ) -> A:
         """The first answer that a provider gives: each in turn is admitted, called and its outcome recorded.
 
-        ``expected`` and ``received``: how many records were asked for, and how many an answer holds: the completeness of its
+        ``excluding``: whom not to ask, for a second opinion is somebody else's. ``expected`` and ``received``: how many records were asked for, and how many an answer holds: the completeness of its
         provider. Raises the last ProviderError where all who were asked failed, NoProviderAvailableError with every reason where
         nobody could be asked.
         """
@@ -107,6 +108,9 @@ class Router:
         reasons = dict(route.passed_over)
         failure: ProviderError | None = None
         for provider, _ in route.order:
+            if provider.name in excluding:
+                reasons[provider.name] = "it was heard already"
+                continue
             admission = self._health.admit(provider.name, capability, now=now)
             if not admission.is_admitted:
                 reasons[provider.name] = admission.reason
