@@ -86,7 +86,7 @@ class Router:
         by_name = {provider.name: (provider, served) for provider, served in configured}
         return Route(capability, [by_name[name] for name in ranking.order], {**passed_over, **ranking.passed_over})
 
-    def ask(  # noqa: PLR0913 - whom not to ask is one more thing to say
+    def ask(
         self,
         capability: str,
         call: Callable[[Provider], A],
@@ -100,9 +100,9 @@ class Router:
     ) -> A:
         """The first answer that a provider gives: each in turn is admitted, called and its outcome recorded.
 
-        ``excluding``: whom not to ask, for a second opinion is somebody else's. ``expected`` and ``received``: how many records were asked for, and how many an answer holds: the completeness of its
-        provider. Raises the last ProviderError where all who were asked failed, NoProviderAvailableError with every reason where
-        nobody could be asked.
+        ``excluding``: whom not to ask, for a second opinion is somebody else's. ``expected`` and ``received``: how many records
+        were asked for, and how many an answer holds: the completeness of its provider. Raises the last ProviderError where all who
+        were asked failed, NoProviderAvailableError with every reason where nobody could be asked.
         """
         route = self.candidates(capability, hint=hint, now=now)
         reasons = dict(route.passed_over)
