@@ -296,7 +296,7 @@ def test_the_past_grows_coarser_and_ends(engine: Engine) -> None:
 def _resolutions(engine: Engine) -> dict[int, int]:
     counted = "select resolution_s, count(*) from provider_health_samples group by 1"
     with engine.connect() as connection:
-        return dict(connection.exec_driver_sql(counted).tuples())
+        return {row[0]: row[1] for row in connection.exec_driver_sql(counted)}
 
 
 # --- telling -----------------------------------------------------------------------------------------------------------
