@@ -70,6 +70,7 @@ setup(
             "alpaca=market_data_pipeline.providers.alpaca:AlpacaProvider.open",
             "alphavantage=market_data_pipeline.providers.alphavantage:AlphaVantageProvider.open",
             "files=market_data_pipeline.providers.files:FilesProvider.open",
+            "cboe=market_data_pipeline.providers.cboe:CboeProvider.open",
             "finnhub=market_data_pipeline.providers.finnhub:FinnhubProvider.open",
             "fred=market_data_pipeline.providers.fred:FredProvider.open",
             "massive=market_data_pipeline.providers.massive:MassiveProvider.open",
