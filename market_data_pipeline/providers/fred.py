@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -46,6 +46,7 @@ VINTAGES_PER_REQUEST = 2_000
 # 120 a minute is published; more than two at once are refused, too (PROVIDERS.md §3).
 LIMITS = (RateLimit(2, 1.0), RateLimit(120, 60.0))
 EVER = (EARLIEST, LATEST)
+_LONGEST_PERIOD = timedelta(days=366)
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
@@ -119,6 +120,7 @@ class FredProvider:
     ) -> MacroAnswer:
         """The observations of [first, last]; ``vintages``: every value ever published, each with the days between which it held.
 
+        An observation is named by the first day of its period, and FRED begins with the period in which ``first`` lies.
         A series without vintages (FRED says that it is not in ALFRED) is answered with its current values, ``has_vintages`` False.
         The first time that a series is asked for, one more request asks what it is: observations do not name their series.
 
@@ -185,7 +187,8 @@ class _Asked:
         return {"series_id": self.series, **{name: day.isoformat() for name, day in bounds.items() if day is not None}}
 
     def holds(self, day: date) -> bool:
-        return (self.first is None or self.first <= day) and (self.last is None or day <= self.last)
+        """Whether it answers the question: asked from 30 June, FRED begins with June's value, named 1 June."""
+        return (self.first is None or self.first - _LONGEST_PERIOD < day) and (self.last is None or day <= self.last)
 
 
 @dataclass(slots=True)

@@ -258,6 +258,9 @@ class ObservationsEndpoint:
                 f"This exceeds the maximum number of vintage dates allowed for this file type ({VINTAGES_PER_REQUEST}).",
             )
         first, last = question.observed
+        known = series.known(today)
+        # As recorded: asked for monthly values from 30 June, FRED begins with June's.
+        since = None if first is None else _period_begin(first, _frequency(known))
         records = [
             {
                 "realtime_start": max(row.start, start).isoformat(),
@@ -265,10 +268,10 @@ class ObservationsEndpoint:
                 "date": row.observed_on.isoformat(),
                 "value": row.value,
             }
-            for row in series.known(today)
+            for row in known
             if row.start <= end
             and row.end >= start
-            and (first is None or first <= row.observed_on)
+            and (since is None or since <= row.observed_on)
             and (last is None or row.observed_on <= last)
         ]
         if question.is_descending:
@@ -367,6 +370,12 @@ def _frequency(rows: Sequence[Row]) -> str:
     between = sorted((later - earlier).days for earlier, later in pairwise(days))
     typical = between[len(between) // 2] if between else 30
     return next((name for most, name in _DAYS_BETWEEN if typical <= most), "A")
+
+
+def _period_begin(day: date, frequency: str) -> date:
+    """The first day of the month, quarter, half or whole year that ``day`` lies in; of other frequencies ``day`` itself."""
+    months = {"M": 1, "Q": 3, "SA": 6, "A": 12}.get(frequency)
+    return day if months is None else date(day.year, (day.month - 1) // months * months + 1, 1)
 
 
 def _variables(base_url: str, plan: str) -> Mapping[str, str]:

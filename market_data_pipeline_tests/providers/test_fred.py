@@ -198,8 +198,15 @@ def test_a_repeat_that_says_something_else_is_refused() -> None:
 
 def test_what_was_not_asked_for_is_left_out_and_counted() -> None:
     with Loopback(described(), Reply(200, page())) as server, client() as http:
-        answer = ask(provider_at(server.url, http), first=date(2024, 2, 1))
+        answer = ask(provider_at(server.url, http), last=date(2023, 12, 31))
         assert (list(answer.observations), answer.fetch.dropped) == ([], {"outside_window": 1})
+
+
+def test_the_period_in_which_the_first_day_lies_is_kept() -> None:
+    """Asked for 2024-06-30 and later, FRED sends June, named 2024-06-01 (recorded)."""
+    with Loopback(described(), Reply(200, page())) as server, client() as http:
+        answer = ask(provider_at(server.url, http), first=date(2024, 3, 31))
+        assert [str(o.observed_on) for o in answer.observations] == ["2024-01-01"]
 
 
 @pytest.mark.parametrize(
