@@ -233,15 +233,19 @@ def parse_chain(answer: HttpAnswer, symbol: str) -> ParsedChain:
     document, data = _document(answer.body, symbol)
     records = listing(data.get("options"), "data.options", NAME)
     contracts, refused = read_records(records, _contract, name=lambda contract: contract.contract)
-    underlying = Record(data)
-    has_traded = data.get("last_trade_time") is None or _trade_time(underlying) is not None
+    spot, has_traded = _spot(Record(data))
     if not records and not has_traded:
         raise StaleError(f"{symbol}: no contract, and no trade since 2000-01-01", provider=NAME)
-    try:
-        spot = underlying.price("current_price") if has_traded else None
-    except UnusableRecordError:
-        spot = None
     return ParsedChain(_made_at(document, answer), spot, contracts, refused, len(records))
+
+
+def _spot(underlying: Record) -> tuple[float | None, bool]:
+    """The underlying's last price, and whether it ever traded. What is broken in it costs its price, not the chain."""
+    try:
+        has_traded = underlying.fields.get("last_trade_time") is None or _trade_time(underlying) is not None
+        return (underlying.price("current_price") if has_traded else None), has_traded
+    except UnusableRecordError:
+        return None, True
 
 
 def _contract(record: Record) -> OptionQuote:
