@@ -56,6 +56,8 @@ class BarFlag(IntFlag):
     """A live row of the same session came beside it and was left out."""
     UNEXPLAINED_JUMP = 8
     """Far from the bar before it, and nothing explains why: kept as it came, and the first to get a second opinion."""
+    OVERRULED_ANOTHER = 16
+    """It replaced another provider's bar after a second opinion: ``second_opinions`` says why, the revisions what was there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
