@@ -198,11 +198,13 @@ begin
     budget.refusals := budget.refusals + 1;
     factor := greatest(0.1, 0.7 * factor);
   end if;
-  hold_seconds := coalesce(greatest(retry_after, 1), least(2.0 ^ least(greatest(budget.refusals, 1), 10), 300));
+  hold_seconds := case when retry_after is null then least(2.0 ^ least(greatest(budget.refusals, 1), 10), 300)
+                       else greatest(retry_after, 1) end;
   budget.held_until := greatest(budget.held_until, at + make_interval(secs => hold_seconds));
   hold_seconds := extract(epoch from budget.held_until - at);
   update provider_budgets b
-     set factor = refuse_budget.factor, refusals = budget.refusals, held_until = budget.held_until, refused_at = at,
+     set refusals = budget.refusals, held_until = budget.held_until, refused_at = at,
+         factor = case when is_news then refuse_budget.factor else b.factor end,
          learned_at = case when is_news then at else b.learned_at end
    where b.provider = for_provider and b.account = for_account;
 end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,8 +112,8 @@ def _go_on(book: HealthBook) -> None:
         _say(recorded)
 
 
-def _send(budget: PostgresBudget, url: str, seconds: str, lane: str, tier: str, threads: str) -> None:
-    """Ask ``url`` as fast as the budget allows for ``seconds``, in ``threads``.
+def _send(budget: PostgresBudget, url: str, seconds: str, lane: str, threads: str, pause: str = "0") -> None:
+    """Ask ``url`` as fast as the budget allows for ``seconds``, in ``threads``, each with a ``pause`` between its requests.
 
     Says how many were sent, how many were refused, and the longest wait for leave to send.
     """
@@ -121,11 +122,11 @@ def _send(budget: PostgresBudget, url: str, seconds: str, lane: str, tier: str, 
         http.get(url, provider="nobody")  # the first request pays for imports and the connection
         _ready()
         end = time.monotonic() + float(seconds)
-        told = list(pool.map(lambda _: _send_until(end, http, url, Priority(Lane(lane), tier)), range(int(threads))))
+        told = list(pool.map(lambda _: _send_until(end, http, url, Priority(Lane(lane)), float(pause)), range(int(threads))))
     _say(sum(sent for sent, _, _ in told), sum(refused for _, refused, _ in told), max(longest for _, _, longest in told))
 
 
-def _send_until(end: float, http: HttpClient, url: str, priority: Priority) -> tuple[int, int, float]:
+def _send_until(end: float, http: HttpClient, url: str, priority: Priority, pause: float) -> tuple[int, int, float]:
     sent, refused, longest = 0, 0, 0.0
     while (began := time.monotonic()) < end:
         try:
@@ -137,6 +138,7 @@ def _send_until(end: float, http: HttpClient, url: str, priority: Priority) -> t
         else:
             longest = max(longest, time.monotonic() - began - answer.latency_seconds)
         sent += 1
+        threading.Event().wait(pause)
     return sent, refused, longest
 
 
