@@ -51,6 +51,7 @@ LOGGED_HEADERS = ("user-agent", "accept", "accept-encoding", "if-none-match", "c
 LONGEST_LOG = 200_000
 LARGEST_BODY = 4 << 20
 DEFAULT_DELIVERY = Delivery()
+MOST_WRITTEN_BYTES = 128 << 20
 
 
 @dataclass(slots=True)
@@ -72,6 +73,8 @@ class Simulator:
     _started: tuple[Any, float, Sequence[Rule], Mapping[str, Sequence[RateLimit]]] = field(init=False)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _by_prefix: Sequence[Vendor] = field(init=False)
+    _written: dict[tuple[object, ...], Reply] = field(default_factory=dict)
+    _written_bytes: int = 0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.limits) - {vendor.name for vendor in self.vendors})
@@ -116,9 +119,8 @@ class Simulator:
             reply, rules = _too_often(vendor, call, state), []
         else:
             rules = self.script.hits(asked)
-            reply = self._bent(
-                endpoint, call, scene, [Strike(rule, self.script.dice(rule), asked, scene, vendor) for rule in rules]
-            )
+            strikes = [Strike(rule, self.script.dice(rule), asked, scene, vendor) for rule in rules]
+            reply = self._bent(endpoint, call, scene, strikes) if strikes else self._unbent(endpoint, call, scene)
         reply = replace(reply, headers=(*reply.headers, *vendor.limit_headers(state, scene)))
         return self._logged(received, asked, self._packed(reply, asked), rules, state)
 
@@ -132,6 +134,20 @@ class Simulator:
         answer = call if isinstance(call, Reply) else endpoint.answer(call, scene)
         reply = answer if isinstance(answer, Reply) else bend_answer(answer, strikes).reply()
         return bend_reply(reply, strikes)
+
+    def _unbent(self, endpoint: Endpoint, call: Call | Reply, scene: Scene) -> Reply:
+        """The answer itself. While the clock stands still, the same question has the same one: bars are written once."""
+        if self.clock.speed or isinstance(call, Reply) or call.interval is None:
+            return self._bent(endpoint, call, scene, ())
+        key = (scene.base_url, type(endpoint), scene.now_us, call.key, repr(call))
+        reply = self._written.get(key)
+        if reply is None:
+            reply = self._written[key] = self._bent(endpoint, call, scene, ())
+            self._written_bytes += len(reply.body)
+            if self._written_bytes > MOST_WRITTEN_BYTES:
+                self._written.clear()
+                self._written_bytes = 0
+        return reply
 
     def _packed(self, reply: Reply, asked: Asked) -> Reply:
         if not (self.market.profile.gzip and asked.accepts_gzip) or any(name == "content-encoding" for name, _ in reply.headers):
