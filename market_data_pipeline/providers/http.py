@@ -232,8 +232,8 @@ class _Target:
             target = httpx.URL(url).copy_merge_params(params) if params else httpx.URL(url)
         except httpx.InvalidURL as invalid:
             problem = redact(str(invalid), _secrets_of(params, headers))
-        if not problem and (target.scheme not in {"http", "https"} or not target.host):
-            problem = "expected http://host/… or https://host/…"
+        if not problem and (target.scheme not in {"http", "https"} or not target.host or (target.port or 0) > 65_535):
+            problem = "expected http://host/… or https://host:port/…"
         if problem:
             raise ConfigurationError(f"{provider}: cannot request {described}: {problem}")
         for name, text in headers.items():

@@ -19,7 +19,7 @@ class Reply:
 
     ``cut_after``: send this many bytes of the body and close, whatever Content-Length says. ``declare_length`` False: the body ends
     where the connection does. ``stall``: send nothing until the server closes. ``reset``: close with a TCP reset. ``drip_seconds``:
-    pause between single bytes of the body.
+    pause between single bytes of the body; ``drip_head_seconds``: between single bytes of the status line and the headers.
     """
 
     status: int = 200
@@ -30,6 +30,7 @@ class Reply:
     stall: bool = False
     reset: bool = False
     drip_seconds: float = 0.0
+    drip_head_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +117,22 @@ class Loopback:
         if reply.declare_length:
             headers.setdefault("Content-Length", str(len(reply.body)))
         lines = [f"HTTP/1.1 {reply.status} Scripted", *(f"{name}: {value}" for name, value in headers.items())]
-        connection.sendall("\r\n".join([*lines, "", ""]).encode())
         body = reply.body if reply.cut_after is None else reply.body[: reply.cut_after]
-        if reply.drip_seconds:
-            for place in range(len(body)):
-                connection.sendall(body[place : place + 1])
-                if self._closing.wait(reply.drip_seconds):
-                    return False
-        else:
-            connection.sendall(body)
-        return reply.declare_length and reply.cut_after is None
+        is_sent = self._drip(connection, "\r\n".join([*lines, "", ""]).encode(), reply.drip_head_seconds) and self._drip(
+            connection, body, reply.drip_seconds
+        )
+        return is_sent and reply.declare_length and reply.cut_after is None
+
+    def _drip(self, connection: socket.socket, text: bytes, seconds: float) -> bool:
+        """Send it, byte by byte where there are ``seconds`` between them; whether it was all sent before the server closed."""
+        if not seconds:
+            connection.sendall(text)
+            return True
+        for place in range(len(text)):
+            connection.sendall(text[place : place + 1])
+            if self._closing.wait(seconds):
+                return False
+        return True
 
 
 def _read_request(connection: socket.socket) -> Received | None:
