@@ -47,7 +47,12 @@ class PartitionOutcome:
     @property
     def provider(self) -> str | None:
         """Who answered; None where nobody was asked."""
-        return ", ".join(sorted({r.provider for r in self.reports if r.provider is not None})) or None
+        return ", ".join(sorted({name for report in self.reports for name in report.providers})) or None
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """How each provider that failed did so, the first time."""
+        return {name: text for report in reversed(self.reports) for name, text in report.failures.items()}
 
 
 @dataclass

@@ -71,8 +71,8 @@ def series_base(configured: Sequence[str], stored: Sequence[str]) -> str | None:
     """The volume base that a series has: of the bars it holds, or of the first provider that may be asked for it.
 
     ``configured``: the bases of the providers that serve it and lack nothing, in the order of the policy, whatever their health:
-    an outage of the first must not decide what a series is for ever. ``stored``: the bases of its newest bars, newest first; one
-    that the policy's first provider shares is the series', since a labelled fallback may have filled the newest hole.
+    an outage of the first must not decide what a series is for ever. ``stored``: the bases of its newest bars, the widest
+    first; one that the policy's first provider shares is the series', since a labelled fallback may have filled the newest hole.
     """
     if configured and (not stored or configured[0] in stored):
         return configured[0]

@@ -100,6 +100,6 @@ def _derive(
                 verdicts=tally(codes[bars]),
                 inserted=int((masks.present[bars] & ~was.present[bars]).sum()),
                 seconds=seconds,
-                provider=DERIVED,
+                providers=(DERIVED,),
                 failure="the ledger is out of step with calendar or minutes: run `mdp reconcile --repair`" if astray else None,
             )

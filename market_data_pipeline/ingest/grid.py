@@ -97,6 +97,16 @@ class Grid:
         index = np.minimum(np.searchsorted(self.days, days), len(self) - 1)
         return np.where((self.days[index] == days) & (slots >= 0), self.offsets[index] + slots, -1)
 
+    def sessions_with(self, mask: Bools) -> Bools:
+        """The sessions in which ``mask``, one element a bar, is true anywhere."""
+        counted = np.concatenate(([0], np.cumsum(mask)))
+        anywhere: Bools = counted[self.offsets[1:]] > counted[self.offsets[:-1]]
+        return anywhere
+
+    def bars_of(self, sessions: slice) -> slice:
+        """Where the bars of some of the sessions are in the bar arrays."""
+        return slice(int(self.offsets[sessions.start]), int(self.offsets[sessions.stop]))
+
     def split(self, flat: Bools) -> list[Bools]:
         """A bar array cut into one view a session."""
         return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]

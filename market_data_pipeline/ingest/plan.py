@@ -44,7 +44,7 @@ def windows(grid: Grid, wanted: Bools, due: Bools, capability: Capability, *, no
     """
     together = SLOTS_TOGETHER if capability.symbols_per_request > 1 else 1
     oldest, joined = _oldest(capability, now), list[Window]()
-    for place in np.flatnonzero(_any_in_session(grid, wanted)).tolist():
+    for place in np.flatnonzero(grid.sessions_with(wanted)).tolist():
         bars = slice(int(grid.offsets[place]), int(grid.offsets[place + 1]))
         slots = np.flatnonzero(wanted[bars])
         finished = bool(due[bars][-1])
@@ -57,11 +57,6 @@ def windows(grid: Grid, wanted: Bools, due: Bools, capability: Capability, *, no
         else:
             joined.append(Window(start, end, slice(place, place + 1)))
     return joined
-
-
-def _any_in_session(grid: Grid, mask: Bools) -> Bools:
-    counted = np.concatenate(([0], np.cumsum(mask)))
-    return counted[grid.offsets[1:]] > counted[grid.offsets[:-1]]
 
 
 def _oldest(capability: Capability, now: int) -> int:

@@ -27,9 +27,10 @@ class StretchReport:
     """What became of one stretch.
 
     ``verdicts`` counts every expected bar of the stretch after the work; they add up to ``expected``. ``inserted`` counts the
-    bars that are present now and were not before, ``refused`` and ``dropped`` the rows left out. ``failure`` is why some session
-    got no usable answer, None where every request was answered. A request that serves several stretches counts for each as its
-    share of ``requests`` and ``seconds``, and wholly in ``dropped`` and ``refused`` of the first.
+    bars that are present now and were not before, ``refused`` and ``dropped`` the rows left out. ``providers``: who answered,
+    sorted by name. ``failure`` is why some session got no usable answer from anybody, None where every one did; ``failures`` says
+    how each provider failed, also where another one answered instead. A request that serves several stretches counts for each as
+    its share of ``requests`` and ``seconds``, and wholly in ``dropped`` and ``refused`` of the first.
     """
 
     stretch: Stretch
@@ -39,6 +40,7 @@ class StretchReport:
     refused: int = 0
     requests: float = 0.0
     seconds: float = 0.0
-    provider: str | None = None
+    providers: tuple[str, ...] = ()
     failure: str | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)

@@ -218,10 +218,10 @@ class Ledger:
         unbelieved: Collection[tuple[int, date]] = (),
         run_id: str | None = None,
     ) -> int:
-        """Record requests without a usable answer, and push back the (symbol_id, session)s that nobody answered; how many those are.
+        """Record requests without a usable answer, and push back the (symbol_id, session)s nobody answered; how many those are.
 
-        ``failed`` had only failures; ``unbelieved`` an answer that is not taken for one, and just wait. No verdict changes. Sessions
-        that lack nothing, or that the ledger does not know, have nothing to push back.
+        ``failed`` had only failures; ``unbelieved`` had an answer that is not taken for one, and just wait. No verdict changes.
+        Sessions that lack nothing, or that the ledger does not know, have nothing to push back.
         """
         keys = sorted({*failed, *unbelieved})
         with transaction(self._engine) as cursor:

@@ -36,7 +36,7 @@ def universe(*symbols: str) -> list[Instrument]:
 def complete(stretch: Stretch, interval: Interval) -> StretchReport:
     """Every bar came."""
     del interval
-    return StretchReport(stretch, 390, {Verdict.PRESENT: 390}, inserted=390, requests=1.0, seconds=0.5, provider="fake")
+    return StretchReport(stretch, 390, {Verdict.PRESENT: 390}, inserted=390, requests=1.0, seconds=0.5, providers=("fake",))
 
 
 def failing(*symbols: str, reason: str = "fake: no answer") -> Callable[[Stretch, Interval], StretchReport]:
@@ -44,7 +44,7 @@ def failing(*symbols: str, reason: str = "fake: no answer") -> Callable[[Stretch
 
     def outcome(stretch: Stretch, interval: Interval) -> StretchReport:
         if stretch.instrument.symbol in symbols and interval.source is None:
-            return StretchReport(stretch, 390, {Verdict.MISSING: 390}, provider="fake", failure=reason)
+            return StretchReport(stretch, 390, {Verdict.MISSING: 390}, providers=("fake",), failure=reason)
         return complete(stretch, interval)
 
     return outcome

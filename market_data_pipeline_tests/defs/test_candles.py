@@ -70,7 +70,7 @@ def test_the_metadata_of_a_partition_says_what_a_person_wants_to_know(instance: 
         del interval
         verdicts = {Verdict.PRESENT: 380, Verdict.CONFIRMED_EMPTY: 6, Verdict.MISSING: 4, Verdict.PENDING: 0}
         return StretchReport(
-            stretch, 390, verdicts, inserted=12, refused=1, requests=0.5, seconds=1.23456, provider="yahoo", dropped={"live": 2}
+            stretch, 390, verdicts, inserted=12, refused=1, requests=0.5, seconds=1.23456, providers=("yahoo",), dropped={"live": 2}
         )
 
     run_box(instance, FakeWorkbench(universe(*SYMBOLS), outcome=outcome), FIRST, FIRST)
@@ -91,7 +91,7 @@ def test_the_metadata_of_a_partition_says_what_a_person_wants_to_know(instance: 
 def test_a_partition_with_bars_still_missing_is_materialised(instance: dg.DagsterInstance) -> None:
     def outcome(stretch: Stretch, interval: Interval) -> StretchReport:
         del interval
-        return StretchReport(stretch, 390, {Verdict.MISSING: 390}, provider="fake")
+        return StretchReport(stretch, 390, {Verdict.MISSING: 390}, providers=("fake",))
 
     result = run_box(instance, FakeWorkbench(universe(*SYMBOLS), outcome=outcome), FIRST, FIRST)
     assert (result.success, instance.get_materialized_partitions(key(Interval.M1))) == (True, {FIRST.key})
