@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     second_opinion_share: float = Field(
         default=0.01, ge=0, le=1, description="Share of finished sessions that a second provider is asked about."
     )
+    quote_stale_seconds: float = Field(
+        default=900.0, gt=0, description="A quote or chain older than this when it comes, its delay allowed for, is flagged."
+    )
     http_timeout_seconds: float = Field(default=20.0, gt=0, description="Time-out of one HTTP attempt.")
     http_deadline_seconds: float = Field(default=90.0, gt=0, description="Time-out of one request with all its retries.")
     http_attempts: int = Field(default=4, ge=1, description="How often a transient failure is tried, the first time included.")

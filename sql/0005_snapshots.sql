@@ -2,7 +2,7 @@
 -- Every row names its fetch, whose time, request and provider are in fetches. Knowledge times are [known_from, known_to).
 
 -- The best bid and ask as last heard: a row holds from known_from until the next of its symbol and provider. Written only where
--- something differs. flags: 1 crossed, 2 stale, 4 stamped later than our clock.
+-- something differs. feed as on bars: whose offers they are. flags: 1 crossed, 2 stale, 4 stamped later than our clock.
 create table quotes_l1 (
   symbol_id    int4 not null references symbol_universe,
   provider     text not null,
@@ -19,6 +19,7 @@ create table quotes_l1 (
   currency     text,
   market_state text,
   delay_seconds int4 not null check (delay_seconds >= 0),
+  feed         int2 not null default 0,
   flags        int2 not null default 0,
   fetch_id     int8 not null references fetches,
   primary key (symbol_id, known_from, provider)

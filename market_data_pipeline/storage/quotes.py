@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from market_data_pipeline.domain.capabilities import QUOTES_L1
+from market_data_pipeline.domain.capabilities import QUOTES_L1, Feed
 from market_data_pipeline.domain.ports import Quote
 from market_data_pipeline.domain.snapshots import Flag
 from market_data_pipeline.storage.bulk import database_time, lock_series, record_fetches, transaction
@@ -26,8 +26,9 @@ _VALUES = "quoted_at, bid, ask, bid_size, ask_size, last, last_at, volume, previ
 
 # flags are left out of the comparison: that a quote has grown old since is to be seen from its stamps.
 _STORE = f"""
-insert into quotes_l1 (symbol_id, provider, known_from, {_VALUES}, flags, fetch_id)
-select t.symbol_id, %(provider)s, greatest(%(known_at)s, n.known_from + interval '1 microsecond'), {_VALUES}, t.flags, %(fetch_id)s
+insert into quotes_l1 (symbol_id, provider, known_from, {_VALUES}, flags, feed, fetch_id)
+select t.symbol_id, %(provider)s, greatest(%(known_at)s, n.known_from + interval '1 microsecond'), {_VALUES}, t.flags, %(feed)s,
+       %(fetch_id)s
   from (select * from unnest(%(symbol_ids)s::int4[], %(quoted_at)s::timestamptz[], %(bid)s::float8[], %(ask)s::float8[],
                              %(bid_size)s::float8[], %(ask_size)s::float8[], %(last)s::float8[], %(last_at)s::timestamptz[],
                              %(volume)s::float8[], %(previous_close)s::float8[], %(currency)s::text[], %(market_state)s::text[],
@@ -43,7 +44,7 @@ returning known_from
 """  # noqa: S608 - column names of this module
 
 _LATEST = f"""
-select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.fetch_id, {_VALUES}
+select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_VALUES}
   from unnest(%(symbol_ids)s::int4[]) with ordinality as s (symbol_id, place)
   join symbol_universe u using (symbol_id)
  cross join lateral (
@@ -55,7 +56,7 @@ select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.fetch_id, {_V
 """  # noqa: S608 - as above
 
 _HISTORY = f"""
-select q.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.fetch_id, {_VALUES}
+select q.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_VALUES}
   from quotes_l1 q join symbol_universe u on u.symbol_id = q.symbol_id
  where q.symbol_id = %(symbol_id)s and q.known_from >= %(start)s and q.known_from < %(end)s
    and q.provider = coalesce(%(provider)s, q.provider)
@@ -81,6 +82,7 @@ class StoredQuote:
     symbol_id: int
     provider: str
     quote: Quote
+    feed: Feed
     flags: Flag
     known_from: datetime
     fetch_id: int
@@ -97,13 +99,15 @@ class QuoteStore:
         judged: JudgedQuotes,
         symbol_ids: Mapping[str, int],
         *,
+        feed: Feed = Feed.CONSOLIDATED,
         known_at: datetime | None = None,
         run_id: str | None = None,
     ) -> QuotesWritten:
         """Store one answer in one transaction: its fetch, what is new in its quotes, and what was refused.
 
-        ``symbol_ids``: by the provider's names. ``known_at``: when we learned it, None for the database's clock; it is raised where
-        needed to be later than what we knew. The same answer again is recorded as a fetch and changes nothing else.
+        ``symbol_ids``: by the provider's names. ``feed``: whose offers they are. ``known_at``: when we learned it, None for the
+        database's clock; it is raised where needed to be later than what we knew. The same answer again is recorded as a fetch and
+        changes nothing else.
         """
         provider = judged.fetch.provider
         ids = [symbol_ids[quote.symbol] for quote, _ in judged.quotes]
@@ -116,8 +120,16 @@ class QuoteStore:
             if ids:
                 quotes = [quote for quote, _ in judged.quotes]
                 columns = {name: [getattr(quote, name) for quote in quotes] for name in _VALUES.split(", ")}
-                given = {"provider": provider, "known_at": learned_at, "fetch_id": fetch_id, "symbol_ids": ids, **columns}
-                cursor.execute(_STORE, {**given, "flags": [int(flags) for _, flags in judged.quotes]})
+                given = {
+                    **columns,
+                    "provider": provider,
+                    "known_at": learned_at,
+                    "fetch_id": fetch_id,
+                    "symbol_ids": ids,
+                    "feed": int(feed),
+                    "flags": [int(flags) for _, flags in judged.quotes],
+                }
+                cursor.execute(_STORE, given)
                 inserted = [known_from for (known_from,) in cursor]
             refused = keep_refused(cursor, judged.refused, provider=provider, capability=QUOTES_L1, fetch_id=fetch_id)
         return QuotesWritten(fetch_id, len(inserted), len(ids) - len(inserted), refused, max([learned_at, *inserted]))
@@ -140,6 +152,7 @@ def _stored(row: RowMapping) -> StoredQuote:
         symbol_id=row["symbol_id"],
         provider=row["provider"],
         quote=Quote(symbol=row["symbol"], **{name: row[name] for name in _VALUES.split(", ")}),
+        feed=Feed(row["feed"]),
         flags=Flag(row["flags"]),
         known_from=row["known_from"],
         fetch_id=row["fetch_id"],
