@@ -206,7 +206,7 @@ class ProviderHealth:
         if outcome.kind == "entitlement":
             until = now + timedelta(seconds=policy.disabled_seconds)
             since = self.disabled_at or now
-            return replace(self, disabled_at=since, disabled_until=until, reason=outcome.detail, is_on_trial=False)
+            return replace(self._reached(), disabled_at=since, disabled_until=until, reason=outcome.detail, is_on_trial=False)
         decided = self._after_failure(outcome, now=now, policy=policy) if outcome.is_breaking else self._after_answer()
         return decided if outcome.kind in ANSWERS else _sampled(decided, outcome, now=now, policy=policy)
 
@@ -222,11 +222,15 @@ class ProviderHealth:
         return replace(failed, breaker=Breaker.OPEN, opened_at=now, reason=reason)
 
     def _after_answer(self) -> ProviderHealth:
-        # Only trials close and enable: what was sent before the breaker opened, or before the 403, must not undo it.
-        health = self if self.breaker is Breaker.OPEN else replace(self, breaker=Breaker.CLOSED, failures_in_row=0, opened_at=None)
+        health = self._reached()
         if self.is_on_trial:
             health = replace(health, disabled_at=None, disabled_until=None, is_on_trial=False)
         return health if health.breaker is Breaker.OPEN or health.disabled_at is not None else replace(health, reason="")
+
+    def _reached(self) -> ProviderHealth:
+        """The breaker after the provider answered, with a 403 even."""
+        # Only trials close it: what was sent before it opened must not, or it would flap with every straggler.
+        return self if self.breaker is Breaker.OPEN else replace(self, breaker=Breaker.CLOSED, failures_in_row=0, opened_at=None)
 
 
 def events(before: ProviderHealth, after: ProviderHealth, *, policy: HealthPolicy) -> tuple[HealthEvent, ...]:

@@ -12,6 +12,7 @@ from market_data_pipeline.domain.errors import InvalidInputError, ProviderError
 from market_data_pipeline.domain.health import Outcome
 from market_data_pipeline.domain.ports import BarsProvider, BarsRequest, ChainProvider, MacroProvider, QuotesProvider
 from market_data_pipeline.ingest.routing import outcome_of
+from market_data_pipeline.providers.registry import installed_providers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,8 @@ def named_provider(pipeline: Pipeline, name: str) -> Provider:
     """The provider called ``name``; InvalidInputError where none is, or where it is not configured to exist."""
     if name in pipeline.providers:
         return pipeline.providers[name]
+    if name in installed_providers():
+        raise InvalidInputError(f"{name}: it is installed and not configured: docs/configuration.md says what it needs")
     raise InvalidInputError(f"no provider is called {name!r}: expected one of {', '.join(sorted(pipeline.providers))}")
 
 

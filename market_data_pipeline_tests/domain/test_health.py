@@ -236,7 +236,7 @@ def test_an_open_breaker_rests_for_the_cool_down_and_then_offers_one_trial() -> 
 
 def test_a_trial_that_is_answered_closes_the_breaker_and_one_that_fails_opens_it_again() -> None:
     trial, later = an_open_one().on_trial(), NOON + seconds(60)
-    for kind in ("ok", "barren", "unknown_symbol", "mixed_basis"):
+    for kind in ("ok", "barren", "unknown_symbol", "mixed_basis", "entitlement"):
         closed = after_all(trial, kind, now=later)
         assert (closed.breaker, closed.failures_in_row, closed.is_on_trial) == (Breaker.CLOSED, 0, False)
     opened = after_all(trial, "transient", now=later)
