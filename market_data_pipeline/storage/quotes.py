@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 # Advisory locks are keyed by (interval, symbol); what is no bar has numbers below all intervals.
 QUOTES_LOCK = -1
 
-_VALUES = "quoted_at, bid, ask, bid_size, ask_size, last, last_at, volume, previous_close, currency, market_state, delay_seconds"
+_FIELDS = (
+    "quoted_at", "bid", "ask", "bid_size", "ask_size", "last", "last_at", "volume", "previous_close", "currency", "market_state",
+    "delay_seconds",
+)  # fmt: skip
+_VALUES, _TOLD, _STORED = (", ".join(alias + name for name in _FIELDS) for alias in ("", "t.", "q."))
 
 # flags are left out of the comparison: that a quote has grown old since is to be seen from its stamps.
 _STORE = f"""
 insert into quotes_l1 (symbol_id, provider, known_from, {_VALUES}, flags, feed, fetch_id)
-select t.symbol_id, %(provider)s, greatest(%(known_at)s, n.known_from + interval '1 microsecond'), {_VALUES}, t.flags, %(feed)s,
+select t.symbol_id, %(provider)s, greatest(%(known_at)s, n.known_from + interval '1 microsecond'), {_TOLD}, t.flags, %(feed)s,
        %(fetch_id)s
   from (select * from unnest(%(symbol_ids)s::int4[], %(quoted_at)s::timestamptz[], %(bid)s::float8[], %(ask)s::float8[],
                              %(bid_size)s::float8[], %(ask_size)s::float8[], %(last)s::float8[], %(last_at)s::timestamptz[],
@@ -35,16 +39,16 @@ select t.symbol_id, %(provider)s, greatest(%(known_at)s, n.known_from + interval
                              %(delay_seconds)s::int4[], %(flags)s::int2[])
                as k (symbol_id, {_VALUES}, flags)) t
   left join lateral (
-    select q.known_from, row({_VALUES}) as said
+    select q.known_from, row({_STORED}) as said
       from quotes_l1 q
      where q.symbol_id = t.symbol_id and q.provider = %(provider)s
      order by q.known_from desc limit 1) n on true
- where n.known_from is null or n.said is distinct from row({", ".join("t." + name for name in _VALUES.split(", "))})
+ where n.known_from is null or n.said is distinct from row({_TOLD})
 returning known_from
 """  # noqa: S608 - column names of this module
 
 _LATEST = f"""
-select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_VALUES}
+select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_STORED}
   from unnest(%(symbol_ids)s::int4[]) with ordinality as s (symbol_id, place)
   join symbol_universe u using (symbol_id)
  cross join lateral (
@@ -56,7 +60,7 @@ select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch
 """  # noqa: S608 - as above
 
 _HISTORY = f"""
-select q.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_VALUES}
+select q.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_STORED}
   from quotes_l1 q join symbol_universe u on u.symbol_id = q.symbol_id
  where q.symbol_id = %(symbol_id)s and q.known_from >= %(start)s and q.known_from < %(end)s
    and q.provider = coalesce(%(provider)s, q.provider)
@@ -119,7 +123,7 @@ class QuoteStore:
             inserted: list[datetime] = []
             if ids:
                 quotes = [quote for quote, _ in judged.quotes]
-                columns = {name: [getattr(quote, name) for quote in quotes] for name in _VALUES.split(", ")}
+                columns = {name: [getattr(quote, name) for quote in quotes] for name in _FIELDS}
                 given = {
                     **columns,
                     "provider": provider,
@@ -151,7 +155,7 @@ def _stored(row: RowMapping) -> StoredQuote:
     return StoredQuote(
         symbol_id=row["symbol_id"],
         provider=row["provider"],
-        quote=Quote(symbol=row["symbol"], **{name: row[name] for name in _VALUES.split(", ")}),
+        quote=Quote(symbol=row["symbol"], **{name: row[name] for name in _FIELDS}),
         feed=Feed(row["feed"]),
         flags=Flag(row["flags"]),
         known_from=row["known_from"],
