@@ -70,9 +70,9 @@ def simulate(  # noqa: PLR0913 - one argument an option
     Once it answers it prints one line of JSON with its base URLs: one for each provider, and control for MDP_CLOCK.
     """
     now = datetime.now(UTC) if now_text is None else parse_instant(now_text, name="--now")
-    rules = () if faults is None else read_rules(faults)
+    rules, told = () if faults is None else read_rules(faults), parse_limits(limits)
     clock = VirtualClock(now, parse_speed(speed), monotonic)
-    simulator = Simulator(Market(data), clock, seed, rules, parse_limits(limits))
+    simulator = Simulator(Market(data), clock, seed, rules, told)
     asyncio.run(_serve(simulator, port=port, control_port=control_port, ready_file=ready_file, export=export))
 
 

@@ -182,7 +182,7 @@ def _written(table: BarTable, asked: _SeriesAsked, shift: int) -> Reply:
         names = ["1. Information", "2. Symbol", "3. Last Refreshed", "4. Output Size", "5. Time Zone"]
     else:
         told = f"Intraday ({asked.label}) open, high, low, close prices and volume"
-        label = next(name for name, interval in INTERVALS.items() if interval == table.interval)
+        label = f"{SECONDS[table.interval] // 60}min"
         about = [told, table.symbol, refreshed, label, size, "US/Eastern"]
         names = ["1. Information", "2. Symbol", "3. Last Refreshed", "4. Interval", "5. Output Size", "6. Time Zone"]
     document = {

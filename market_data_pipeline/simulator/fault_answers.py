@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 # JSON has no NaN: `nan` puts this number where the literal shall stand, and the written text is changed in its place.
 STAND_IN = 9876543210987654.0
 REQUIRED = object()
+# Numbers cannot be bent any more where they have become text, or a column has lost its name or its end.
+_SHAPES = ("added", "nan", "ragged", "strings", "renamed", "other_symbol")
 _SOME = {"fraction": 0.05, "minutes": None}
 _ALL = {"fraction": 1.0, "minutes": None}
 
 
 def bend_answer(answer: Answer, strikes: Sequence[Strike]) -> Answer:
-    """``answer`` after every rule that bends answers of its kind, in order."""
-    for strike in strikes:
+    """``answer`` after every rule that bends answers of its kind, in order; what changes its shape comes behind all else."""
+    for strike in sorted(strikes, key=lambda strike: _SHAPES.index(strike.rule.action) + 1 if strike.rule.action in _SHAPES else 0):
         action = strike.rule.action
         if isinstance(answer, BarsAnswer):
             if action in BEND_THE_PAGE:
@@ -87,6 +89,8 @@ def _null_minutes(table: BarTable, strike: Strike) -> BarTable:
 
 def _partial_nulls(table: BarTable, strike: Strike) -> BarTable:
     name = strike.settings["field"]
+    if name not in table.columns:
+        return table
     return _with(table, {name: np.where(_chosen(table, strike), np.nan, table.columns[name])})
 
 
@@ -171,7 +175,7 @@ def _out_of_order(table: BarTable, strike: Strike) -> BarTable:
 
 def _ragged(table: BarTable, strike: Strike) -> BarTable:
     name = strike.settings["field"]
-    return _with(table, {name: table.columns[name][: -strike.settings["rows"]]})
+    return _with(table, {name: table.columns[name][: -strike.settings["rows"]]}) if name in table.columns else table
 
 
 def _unit(table: BarTable, strike: Strike) -> BarTable:
@@ -223,7 +227,8 @@ def _barren(table: BarTable, strike: Strike) -> BarTable:
 
 def _strings(table: BarTable, strike: Strike) -> BarTable:  # noqa: ARG001
     def text(column: Any) -> list[str | None]:  # noqa: ANN401
-        return [None if value != value else str(value) for value in column.tolist()]  # noqa: PLR0124 - NaN is what differs from itself
+        values = column if isinstance(column, list) else column.tolist()
+        return [None if value is None or value != value else str(value) for value in values]  # noqa: PLR0124 - NaN is what differs from itself
 
     return _with(table, {name: text(column) for name, column in table.columns.items()})
 
@@ -345,7 +350,7 @@ BEND_THE_BARS: Mapping[str, tuple[Callable[[BarTable, Strike], BarTable], Mappin
     "strings": (_strings, {}),
     "other_symbol": (_other_symbol, {"symbol": REQUIRED}),
     "renamed": (_renamed, {"field": "volume", "to": "vol"}),
-    "added": (_added, {"name": "vwap"}),
+    "added": (_added, {"name": "previous_close"}),
     "nan": (_nan, {"literal": "NaN"}),
 }
 BEND_THE_PAGE: Mapping[str, tuple[Callable[[BarsAnswer, Strike], BarsAnswer], Mapping[str, Any]]] = {

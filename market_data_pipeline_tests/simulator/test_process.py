@@ -77,7 +77,7 @@ def test_many_requests_at_once_are_all_answered(yahoo: httpx.Client) -> None:
 
 
 def test_an_unknown_path_is_404_and_another_method_405(yahoo: httpx.Client) -> None:
-    assert yahoo.get("/v7/finance/quote").status_code == 404
+    assert yahoo.get("/v6/finance/nothing").status_code == 404
     assert yahoo.post(CHART).status_code == 405
 
 
@@ -230,6 +230,59 @@ def test_the_next_request_after_a_fault_is_answered(simulator: RunningSimulator,
     assert yahoo.get(CHART, params=WINDOW).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "rule", [{"action": "header_drip", "bytes_per_second": 20}, {"action": "header_drip", "bytes_per_second": 1}]
+)
+def test_dripping_headers_do_not_end_in_time(simulator: RunningSimulator, rule: dict[str, object]) -> None:
+    simulator.reset()
+    simulator.set_faults([rule])
+    port = int(simulator.yahoo.rpartition(":")[2])
+
+    with socket.create_connection(("127.0.0.1", port), timeout=0.3) as connection:
+        connection.sendall(f"GET {CHART}?range=1d HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        received = connection.recv(65536)
+    assert b"HTTP/1.1 200".startswith(received[:12])
+    assert b"\r\n\r\n" not in received
+
+
+def test_a_huge_body_is_whole_and_still_json(simulator: RunningSimulator, yahoo: httpx.Client) -> None:
+    simulator.set_faults([{"action": "huge", "megabytes": 3}])
+
+    answer = yahoo.get(CHART, params=WINDOW)
+
+    assert len(answer.content) > 3 << 20
+    assert len(answer.json()["chart"]["result"][0]["timestamp"]) == 390
+
+
+def test_every_vendor_answers_under_its_own_url(simulator: RunningSimulator, yahoo: httpx.Client) -> None:
+    told = simulator.environment()
+    headers = {"Authorization": f"Bearer {told['MDP_MASSIVE_KEY']}"}
+    aggregates = f"{told['MDP_MASSIVE_BASE_URL']}/v2/aggs/ticker/AAPL/range/1/minute/2024-12-02/2024-12-02"
+
+    first = yahoo.get(aggregates, params={"limit": 300}, headers=headers).json()
+    second = yahoo.get(first["next_url"], headers=headers).json()
+
+    assert (len(first["results"]), len(second["results"])) == (300, 90)
+    assert set(simulator.urls) == {vendor.name for vendor in VENDORS}
+    assert told["MDP_CLOCK"] == simulator.control
+    assert [entry["provider"] for entry in simulator.requests()] == ["massive", "massive"]
+    assert told["MDP_MASSIVE_KEY"] not in str(simulator.requests())
+
+
+def test_limits_are_those_of_the_command_line_until_others_are_set(tmp_path: Path) -> None:
+    write_bars(tmp_path, session_of_minutes(3))
+    with (
+        running_simulator(data=tmp_path, now=LATER, limits="yahoo=2/m") as running,
+        httpx.Client(base_url=running.yahoo, trust_env=False) as client,
+    ):
+        statuses = [client.get(CHART, params=WINDOW).status_code for _ in range(3)]
+        refused = running.over_limit()
+        running.set_limits("yahoo=none")
+        statuses.append(client.get(CHART, params=WINDOW).status_code)
+
+    assert (statuses, refused) == ([200, 200, 429, 200], 1)
+
+
 # --- the process
 
 
@@ -292,6 +345,7 @@ def test_it_writes_a_ready_file_and_prints_lines_to_export(tmp_path: Path) -> No
         (["--data", ".", "--faults", "/nowhere.yaml"], "fault file '/nowhere.yaml' cannot be read"),
         (["--data", ".", "--speed", "-1"], "speed -1.0: expected a number"),
         (["--data", "."], "nothing to serve in '.'"),
+        (["--data", ".", "--limits", "massive=often"], "limit 'often'"),
     ],
 )
 def test_bad_input_is_named_with_what_was_expected(tmp_path: Path, arguments: list[str], complaint: str) -> None:

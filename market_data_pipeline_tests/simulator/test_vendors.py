@@ -165,7 +165,7 @@ def test_alpacas_pages_are_the_whole_answer_cut(vendors: Vendors) -> None:
     asked = "symbols=MSFT,AAPL&timeframe=1Min&start=2024-12-02T14:30:00Z&end=2024-12-02T20:59:00Z&limit="
     whole = vendors.json("alpaca", BARS, f"{asked}10000")["bars"]
     rows: dict[str, list[object]] = {"AAPL": [], "MSFT": []}
-    token = ""
+    token: str | None = ""
     while token is not None:
         page = vendors.json("alpaca", BARS, f"{asked}97" + (f"&page_token={token}" if token else ""))
         for symbol, of_symbol in page["bars"].items():
