@@ -309,7 +309,7 @@ def parse_quote(answer: HttpAnswer, symbol: str) -> tuple[list[Quote], list[Refu
 
 
 def parse_days(body: bytes, request: BarsRequest) -> tuple[ParsedBars, int | None]:
-    """The days of charts/historical, and midnight UTC of the newest one in the file. An index has no volume: 0.
+    """The days of charts/historical, and the close of the newest one in the file. An index has no volume: 0.
 
     Raises PayloadError where the body is of another symbol or a row has no date.
     """
@@ -323,7 +323,13 @@ def parse_days(body: bytes, request: BarsRequest) -> tuple[ParsedBars, int | Non
     if file_of(request.symbol).startswith("_"):
         # Its way of writing indices, and no repair.
         parsed.flags[:] &= ~np.int16(BarFlag.STRING_NUMBERS)
-    return parsed, int(days.max()) if len(days) else None
+    return parsed, _close_of(int(days.max())) if len(days) else None
+
+
+def _close_of(label: int) -> int:
+    """16:00 in New York of the day that ``label`` names; on a half day it is later than the truth, and still that day."""
+    session = datetime.fromtimestamp(label, UTC)
+    return int(session.replace(hour=16, tzinfo=NEW_YORK).timestamp())
 
 
 def parse_minutes(body: bytes, request: BarsRequest) -> tuple[ParsedBars, int | None]:
@@ -351,16 +357,21 @@ def parse_minutes(body: bytes, request: BarsRequest) -> tuple[ParsedBars, int | 
 
 def _document(body: bytes, symbol: str) -> tuple[dict[str, Any], dict[str, Any]]:
     document = _of_symbol(body, symbol)
-    return document, mapping(document.get("data"), NAME)
+    data = mapping(document.get("data"), NAME)
+    _check_echo(data.get("symbol", symbol), symbol)
+    return document, data
 
 
 def _of_symbol(body: bytes, symbol: str) -> dict[str, Any]:
     """The body's object, which must say that it is about ``symbol``; an index may be echoed as _SPX, ^SPX or SPX."""
     document = mapping(parse_json(body, NAME), NAME)
-    echoed = document.get("symbol")
+    _check_echo(document.get("symbol"), symbol)
+    return document
+
+
+def _check_echo(echoed: object, symbol: str) -> None:
     if str(echoed).lstrip("_^").upper() != symbol.lstrip("_^").upper():
         raise PayloadError(f"asked for {symbol}, answered with {shown(echoed)}", provider=NAME)
-    return document
 
 
 def _made_at(document: Mapping[str, Any], answer: HttpAnswer) -> datetime:

@@ -23,7 +23,6 @@ from market_data_pipeline.simulator.vendor import (
     BarTable,
     Call,
     Reply,
-    Vendor,
     bars_capability,
     json_reply,
     writable,
@@ -511,7 +510,7 @@ def _adjusted(stamps: Int64s, close: Float64s, dividends: list[tuple[int, float]
     return adjusted.astype(np.float32).astype(np.float64) if profile.prices == "float32" else adjusted
 
 
-# --- the vendor --------------------------------------------------------------------------------------------------------
+# --- the endpoint --------------------------------------------------------------------------------------------------------
 
 
 class ChartEndpoint:
@@ -561,12 +560,3 @@ def refuse(status: int, detail: str) -> Reply:
         return _refused(ChartRefusal(status, HTTPStatus(status).phrase, detail))
     page = f"<html><body><h1>{status}</h1></body></html>".encode()
     return Reply(status, (("content-type", "text/html; charset=utf-8"),), page)
-
-
-def variables(base_url: str, plan: str) -> dict[str, str]:  # noqa: ARG001 - Yahoo has no plans
-    """What the pipeline must be told to ask here; hosts are one here."""
-    return {"MDP_YAHOO_BASE_URL": base_url, "MDP_YAHOO_COOKIE_URL": base_url, "MDP_YAHOO_CRUMB_URL": base_url}
-
-
-# Yahoo publishes no quota: nothing is limited unless `--limits` says so.
-YAHOO = Vendor(name="yahoo", prefix="", endpoints=(ChartEndpoint(),), variables=variables, refuse=refuse)

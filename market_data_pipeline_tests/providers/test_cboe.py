@@ -87,11 +87,11 @@ def contract(name: str = "AAPL260821C00330000", **changes: Any) -> dict[str, Any
 
 
 def quote_body(timestamp: object = "2026-07-24 19:44:38", symbol: str = "AAPL", **changes: Any) -> bytes:  # noqa: ANN401
-    return json.dumps({"timestamp": timestamp, "data": underlying(**changes), "symbol": symbol}).encode()
+    return json.dumps({"timestamp": timestamp, "data": underlying(symbol=symbol, **changes), "symbol": symbol}).encode()
 
 
 def chain_body(*contracts: object, timestamp: object = "2026-07-24 19:44:38", symbol: str = "AAPL", **changes: Any) -> bytes:  # noqa: ANN401
-    data = {"options": list(contracts), **underlying(**changes)}
+    data = {"options": list(contracts), **underlying(symbol=symbol, **changes)}
     return json.dumps({"timestamp": timestamp, "data": data, "symbol": symbol}).encode()
 
 
@@ -348,7 +348,8 @@ def test_days_are_named_by_their_session_and_the_rest_of_history_is_counted() ->
     sessions = ["2004-01-02", "2026-07-17", "2026-07-20", "2026-07-21", "2026-07-22", "2026-07-23"]
     parsed, newest = parse_days(days_body(*(day(session) for session in sessions)), DAYS)
     assert parsed.columns.opened_at.tolist() == [label("2026-07-20"), label("2026-07-21"), label("2026-07-22")]
-    assert (parsed.received, parsed.dropped, newest) == (6, {"outside_window": 3}, label("2026-07-23"))
+    assert (parsed.received, parsed.dropped) == (6, {"outside_window": 3})
+    assert newest == int(datetime(2026, 7, 23, 20, tzinfo=UTC).timestamp())
     assert (parsed.columns.close[0], parsed.columns.volume[0]) == (327.74, 41338917.0)
 
 
@@ -412,7 +413,7 @@ def test_bars_are_fetched_with_their_provenance() -> None:
         answer = cboe_at(server.url, http).fetch_bars(DAYS, now=NOW)
     assert [request.path for request in server.requests] == ["/api/global/delayed_quotes/charts/historical/AAPL.json"]
     assert (answer.fetch.rows, answer.fetch.dropped, answer.fetch.interval) == (1, {"outside_window": 1}, Interval.D1)
-    assert (answer.newest, answer.currency, answer.flags) == (label("2026-07-23"), "USD", None)
+    assert (answer.newest, answer.currency, answer.flags) == (label("2026-07-23") + 20 * 3600, "USD", None)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +452,7 @@ HTML = {"Content-Type": "text/html"}
         (reply(b"[]"), PayloadError, 1),
         (reply(b'{"symbol":"AAPL"}'), PayloadError, 1),
         (reply(chain_body(symbol="MSFT")), PayloadError, 1),
+        (reply(b'{"symbol":"AAPL","data":{"symbol":"MSFT","options":[]}}'), PayloadError, 1),
         (Reply(body=chain_body(timestamp=None), headers={"Content-Type": "application/json"}), PayloadError, 1),
         (Reply(body=chain_body(timestamp="2026-13-40 00:00:00")), PayloadError, 1),
     ],

@@ -205,7 +205,7 @@ def test_every_recorded_day_is_a_bar_with_the_values_that_were_sent() -> None:
     assert days == [row["date"] for row in sent]
     for name in ("open", "high", "low", "close", "volume"):
         assert getattr(parsed.columns, name).tolist() == [row[name] for row in sent]
-    assert newest == datetime(2026, 7, 23, tzinfo=UTC).timestamp()
+    assert newest == datetime(2026, 7, 23, 16, tzinfo=NEW_YORK).timestamp()
     # Rounded to two decimals, these no longer enclose their open and close: the judge refuses them, each with its reason.
     unlawful = [r for r in sent if r["low"] > min(r["open"], r["close"]) or r["high"] < max(r["open"], r["close"])]
     assert len(unlawful) == int((~parsed.columns.obeys_ohlc_laws()).sum()) == 15
