@@ -207,7 +207,13 @@ class AlpacaProvider:
         url = f"{self._base_url}/v2/stocks/bars"
         parameters = self._parameters(first, now)
         described = describe(url, {"symbols": ",".join(symbols), **parameters}, {})
-        exchange = Exchange(provider=NAME, symbol=",".join(symbols), interval=first.interval, request=described, started_at=now)
+        exchange = Exchange(
+            provider=NAME,
+            symbol=",".join(symbols),
+            interval=first.interval,
+            request=described,
+            started_at=now,
+        )
         with exchange.on_record():
             self._refuse_beyond(first, now)
             if len(requests) > SYMBOLS_PER_REQUEST:
@@ -422,7 +428,7 @@ def _instant(text: object) -> datetime:
 
 def parse_quotes(body: bytes, symbols: Sequence[str], *, delay_seconds: int) -> tuple[Sequence[Quote], Sequence[RefusedRecord]]:
     """The quotes of /v2/stocks/quotes/latest, in the order of ``symbols``, and those that cannot be read, "SYMBOL: record"."""
-    found = mapping(mapping(parse_json(body, NAME), NAME).get("quotes") or {}, NAME)
+    found = mapping(mapping(parse_json(body, NAME), NAME).get("quotes"), NAME)
     strange = sorted(set(found) - set(symbols))
     if strange:
         raise PayloadError(f"a quote of {strange[0][:20]!r}, which was not asked for", provider=NAME)

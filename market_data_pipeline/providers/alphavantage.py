@@ -134,7 +134,13 @@ class AlphaVantageProvider:
         described = describe(f"{self._base_url}/query", {**questions[0], "apikey": "***"}, {})
         if len(questions) > 1:
             described += " and month=" + ", ".join(str(question["month"]) for question in questions[1:])
-        exchange = Exchange(provider=NAME, symbol=request.symbol, interval=request.interval, request=described, started_at=now)
+        exchange = Exchange(
+            provider=NAME,
+            symbol=request.symbol,
+            interval=request.interval,
+            request=described,
+            started_at=now,
+        )
         bodies: list[bytes] = []
         with exchange.on_record():
             self._refuse(request, now)

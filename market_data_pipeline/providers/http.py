@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit
 
 import httpcore
 import httpx
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.ports import Budget
     from market_data_pipeline.settings import Settings
 
-_SENSITIVE_NAME = r"[\w.-]*(?:token|key|crumb|secret|passw(?:or)?d|signature|authorization|credential|cookie)[\w.-]*"
+_SENSITIVE_WORD = r"(?:token|key|crumb|secret|passw(?:or)?d|signature|authorization|credential|cookie)"
+_SENSITIVE_NAME = rf"[\w.-]*{_SENSITIVE_WORD}[\w.-]*"
 # A parameter, a header or a JSON member, an item of a printed dict or list of headers.
 _SECRET_PARAMETER = re.compile(rf"(?i)(?<![\w.%-])({_SENSITIVE_NAME})=([^&#\s\"'<>]*)")
 _SECRET_HEADER = re.compile(
@@ -48,7 +49,7 @@ _SECRET_HEADER = re.compile(
 )
 # Their values have spaces and semicolons of their own.
 _SECRET_LINE = re.compile(r"(?i)((?:set-)?cookie|(?:proxy-)?authorization)(?:[\"']?:\s*|[\"'],\s*(?=b?[\"']))b?[\"']?[^\"'\r\n]+")
-_SENSITIVE = re.compile(rf"(?i){_SENSITIVE_NAME}")
+_SENSITIVE = re.compile(rf"(?i){_SENSITIVE_WORD}")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s?#]+@")
 HIDDEN = "***"
 
@@ -59,6 +60,7 @@ _DECIMAL = re.compile(r"\d+(?:\.\d+)?")
 _OLDEST_INSTANT = 1e9
 # Anything shorter is no secret, and hiding it everywhere would make every message unreadable.
 _SHORTEST_SECRET = 4
+_SHORTEST_KEY = 8
 # The patterns are quadratic in a word made to hurt them: at 4 KiB that is a few milliseconds.
 _EXCERPT_BYTES = 4 << 10
 
@@ -83,7 +85,11 @@ def redact(text: str, secrets: Collection[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         for form in (secret, quote(secret, safe=""), quote_plus(secret)):
             text = text.replace(form, HIDDEN)
-    text = _USER_INFO.sub(f"{HIDDEN}@", text)
+    if "@" in text:
+        text = _USER_INFO.sub(f"{HIDDEN}@", text)
+    if not _SENSITIVE.search(text):
+        # Most texts: the three patterns below would cost more than the rest of a request.
+        return text
     text = _SECRET_LINE.sub(rf"\1: {HIDDEN}", text)
     text = _SECRET_PARAMETER.sub(rf"\1={HIDDEN}", text)
     return _SECRET_HEADER.sub(rf"\1: {HIDDEN}", text)
@@ -97,7 +103,7 @@ def describe(url: str, params: Mapping[str, str | int], headers: Mapping[str, st
 
 def _secrets_of(params: Mapping[str, str | int], headers: Mapping[str, str]) -> frozenset[str]:
     """The values of parameters and headers whose names say that they are secret."""
-    named = [(name, str(value)) for name, value in (*params.items(), *headers.items()) if _SENSITIVE.fullmatch(name)]
+    named = [(name, str(value)) for name, value in (*params.items(), *headers.items()) if _SENSITIVE.search(name)]
     # A cookie is several secrets in one line, and an authorization has a word before it: an echo may show the part alone.
     parts = [part for _, value in named for word in value.split() for part in (word, word.partition("=")[2].rstrip(";"))]
     return frozenset(value for value in (*(value for _, value in named), *parts) if len(value) >= _SHORTEST_SECRET)
@@ -225,13 +231,16 @@ class _Target:
     def of(cls, url: str, params: Mapping[str, str | int], headers: Mapping[str, str], provider: str) -> _Target:
         """Raises ConfigurationError for what cannot be sent, with no secret in it."""
         described = describe(url, params, headers)
+        query = urlsplit(url).query
+        sent = {**dict(parse_qsl(query)), **params}
+        secrets = _secrets_of(sent, headers)
         problem = ""
         target = httpx.URL()
         try:
-            # Merged: given alone, parameters would replace those that are in the URL already.
-            target = httpx.URL(url).copy_merge_params(params) if params else httpx.URL(url)
+            # Added by hand: httpx replaces the query that is in the URL already.
+            target = httpx.URL(f"{url}{'&' if query else '?'}{urlencode(params)}" if params else url)
         except httpx.InvalidURL as invalid:
-            problem = redact(str(invalid), _secrets_of(params, headers))
+            problem = redact(str(invalid), secrets)
         if not problem and (target.scheme not in {"http", "https"} or not target.host or (target.port or 0) > 65_535):
             problem = "expected http://host/… or https://host:port/…"
         if problem:
@@ -240,13 +249,12 @@ class _Target:
             if not _HEADER_TEXT.fullmatch(text):
                 told = f"the header {name} holds a character that HTTP does not allow, such as a line break"
                 raise ConfigurationError(f"{provider}: cannot request {described}: {told}")
-        sent = dict(target.params)
         return cls(
             url=target,
             headers={**_OUR_HEADERS, **{name.lower(): text for name, text in headers.items()}},
             described=described,
-            secrets=_secrets_of(sent, headers),
-            is_keyless=not target.userinfo and not any(_SENSITIVE.fullmatch(name) for name in (*sent, *headers)),
+            secrets=secrets,
+            is_keyless=not target.userinfo and not any(_SENSITIVE.search(name) for name in (*sent, *headers)),
         )
 
 
@@ -446,6 +454,8 @@ class HttpClient:
             if call.check is not None and call.onward(answer) is None:
                 call.check(answer)
         except ProviderError as error:
+            # What a check says of a body may repeat a key that the vendor repeats there.
+            error.args = (call.redact(str(error)),)
             if answer is not None and answer.is_unchanged and self._cache is not None:
                 # What we held does not pass any more: next time the whole answer is asked for.
                 self._cache.forget(str(call.target.url))
@@ -496,7 +506,7 @@ class HttpClient:
         answer = HttpAnswer(
             status=response.status,
             headers=received,
-            body=body,
+            body=_without(call.target.secrets, body),
             latency_seconds=self._clock() - started,
             request=call.target.described,
             secrets=call.target.secrets,
@@ -596,6 +606,15 @@ def _decoder(call: _Call, encoding: str) -> zlib._Decompress | None:
     if encoding in {"gzip", "x-gzip"}:
         return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     raise PayloadError(f"the body is encoded as {encoding[:40]!r}; we asked for gzip or nothing", provider=call.provider)
+
+
+def _without(secrets: Collection[str], body: bytes) -> bytes:
+    """A body without the keys that a vendor repeats in it ("We have detected your API key as"): parsers quote what they refuse."""
+    for secret in secrets:
+        # Nothing shorter is a key, and a number in a price could be one.
+        if len(secret) >= _SHORTEST_KEY and secret.encode() in body:
+            body = body.replace(secret.encode(), HIDDEN.encode())
+    return body
 
 
 def _noted(outcome: str, latency: float, answer: HttpAnswer | None, *, error: str | None = None) -> Attempt:

@@ -266,7 +266,13 @@ class MassiveProvider:
 
     def _exchange(self, request: BarsRequest, path: str, parameters: Mapping[str, str | int], now: datetime) -> Exchange:
         described = describe(f"{self._base_url}{path}", parameters, {})
-        return Exchange(provider=NAME, symbol=request.symbol, interval=request.interval, request=described, started_at=now)
+        return Exchange(
+            provider=NAME,
+            symbol=request.symbol,
+            interval=request.interval,
+            request=described,
+            started_at=now,
+        )
 
     def _refuse(self, request: BarsRequest, now: datetime) -> None:
         refuse_lacking(self.lacking, NAME)
