@@ -19,6 +19,7 @@ from market_data_pipeline.cli.parameters import SESSION, in_order, intervals_opt
 from market_data_pipeline.cli.progress import progress
 from market_data_pipeline.cli.selection import chosen_instruments, opened_pipeline
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.capabilities import bars
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Cell, SymbolDimension, boxes
 from market_data_pipeline.domain.runs import SYMBOLS, job_name
@@ -51,6 +52,7 @@ class Request:
     start: date
     end: date
     refetch: bool
+    provider: str | None = None
 
     @property
     def digest(self) -> str:
@@ -61,6 +63,7 @@ class Request:
             "start": self.start,
             "end": self.end,
             "refetch": self.refetch,
+            **({"provider": self.provider} if self.provider else {}),
         }
         return hashlib.sha256(orjson.dumps(said)).hexdigest()[:16]
 
@@ -82,6 +85,7 @@ class Needs:
 @click.option("--end", type=SESSION, help="Last session, included.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N sessions of each exchange instead.")
 @click.option("--refetch", is_flag=True, help="Ask again for bars that are stored; differences become revisions.")
+@click.option("--provider", metavar="NAME", help="Ask this provider first; what it lacks is asked of the others, as always.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch the runs until they have ended.")
 @click.option("--dry-run", is_flag=True, help="Print the runs that would be launched, and launch none.")
 @json_option
@@ -95,6 +99,7 @@ def backfill(  # noqa: PLR0913 - one parameter an option
     end: date | None,
     last: int | None,
     refetch: bool,
+    provider: str | None,
     wait: bool,
     dry_run: bool,
     as_json: bool,
@@ -119,7 +124,9 @@ def backfill(  # noqa: PLR0913 - one parameter an option
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier)
         fetched = tuple(dict.fromkeys(interval.source or interval for interval in intervals))
         first, final = (start, end) if start and end else _last_sessions(last or 1, instruments, pipeline)
-        request = Request(tuple(instruments), fetched, first, final, refetch)
+        for interval in fetched:
+            _refuse_unusable(provider, interval, pipeline)
+        request = Request(tuple(instruments), fetched, first, final, refetch, provider)
         plan = read_plan(plan_path(pipeline.settings.home))
         needs = needs_of(request, plan, pipeline)
         for sentence in needs.left_out:
@@ -129,7 +136,7 @@ def backfill(  # noqa: PLR0913 - one parameter an option
         with DagsterClient(pipeline.settings.dagster_url) as client:
             tasks = _tasks(client, needs, plan)
             # An event that nobody sets: waiting for it is a pause that Ctrl-C ends at once.
-            launcher = Launcher(client, request.digest, refetch=refetch, sleep=threading.Event().wait)
+            launcher = Launcher(client, request.digest, refetch=refetch, sleep=threading.Event().wait, provider=provider)
             command = _Command(wait=wait, as_json=as_json)
             return _run(launcher, tasks, client, command, lambda: _bars_stored(request, pipeline))
 
@@ -163,10 +170,11 @@ def needs_of(request: Request, plan: PartitionPlan, pipeline: Pipeline) -> Needs
     for interval in request.intervals:
         reachable, begins = dict(sessions), dict.fromkeys(sessions, request.start)
         for name, days in sessions.items():
-            rest, beyond = _within_reach(days, calendars[name], pipeline.reach_seconds(interval), now)
+            rest, beyond = _within_reach(days, calendars[name], pipeline.reach_seconds(interval, hint=request.provider), now)
             if beyond:
                 reachable[name], begins[name] = rest, rest[0] if rest else request.end
-                sentence = _beyond_reach(interval, beyond, rest, _names_of_providers(pipeline, interval), calendars[name])
+                asked = _names_of_providers(pipeline, interval, request.provider)
+                sentence = _beyond_reach(interval, beyond, rest, asked, calendars[name])
                 (left_out if rest else refused).append(sentence)
         cells[interval] = _cells(request, reachable, begins, plan.periods(interval), plan)
     if not any(cells.values()):
@@ -175,8 +183,20 @@ def needs_of(request: Request, plan: PartitionPlan, pipeline: Pipeline) -> Needs
     return Needs({interval: found for interval, found in cells.items() if found}, (*left_out, *refused))
 
 
-def _names_of_providers(pipeline: Pipeline, interval: Interval) -> str:
-    return ", ".join(provider.name for provider, _ in pipeline.bars_providers(interval.source or interval)) or "any provider"
+def _refuse_unusable(provider: str | None, interval: Interval, pipeline: Pipeline) -> None:
+    """InvalidInputError where ``provider`` cannot be asked first for ``interval``: the user named it and would wait for nothing."""
+    if provider is None:
+        return
+    if not pipeline.settings.allow_source_override:
+        raise InvalidInputError(f"--provider {provider}: MDP_ALLOW_SOURCE_OVERRIDE is off, so the policy alone decides")
+    _, passed_over = pipeline.router.configured(bars(interval), hint=provider)
+    if provider in passed_over:
+        raise InvalidInputError(f"--provider {provider}: {passed_over[provider]}")
+
+
+def _names_of_providers(pipeline: Pipeline, interval: Interval, hint: str | None) -> str:
+    serving = pipeline.bars_providers(interval.source or interval, hint=hint)
+    return ", ".join(provider.name for provider, _ in serving) or "any provider"
 
 
 def _refuse_the_future(request: Request, calendars: Collection[TradingCalendar], now: datetime) -> None:

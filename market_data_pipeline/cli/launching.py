@@ -14,7 +14,7 @@ from market_data_pipeline.cli.dagster_client import (
     WebserverUnreachableError,
 )
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.runs import CAUSE, PRIORITY, RANGE_END, RANGE_START, job_name, op_name
+from market_data_pipeline.domain.runs import CAUSE, PRIORITY, PROVIDER, RANGE_END, RANGE_START, job_name, op_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -89,12 +89,21 @@ class Webserver(Protocol):
 
 
 class Launcher:
-    """The runs of the backfill called ``digest``. ``sleep`` is given seconds."""
+    """The runs of the backfill called ``digest``. ``sleep`` is given seconds; ``provider``: whom the runs ask first."""
 
-    def __init__(self, webserver: Webserver, digest: str, *, refetch: bool, sleep: Callable[[float], object]) -> None:
+    def __init__(
+        self,
+        webserver: Webserver,
+        digest: str,
+        *,
+        refetch: bool,
+        sleep: Callable[[float], object],
+        provider: str | None = None,
+    ) -> None:
         self.digest = digest
         self._webserver = webserver
         self._refetch = refetch
+        self._provider = provider
         self._sleep = sleep
         self._batch = ""
 
@@ -151,6 +160,7 @@ class Launcher:
             BATCH: self._batch,
             CAUSE: "backfill",
             PRIORITY: BEHIND_ALL,
+            **({PROVIDER: self._provider} if self._provider else {}),
         }
         config = {"ops": {task.op: {"config": {"refetch": True}}}} if self._refetch else {}
         try:

@@ -15,7 +15,7 @@ from market_data_pipeline.defs.workbench import OpensWorkbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan
-from market_data_pipeline.domain.runs import job_name, op_name
+from market_data_pipeline.domain.runs import CAUSE, PROVIDER, job_name, lane_of, op_name
 
 GROUP = "candles"
 OWNER = "team:market-data"
@@ -84,7 +84,14 @@ def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefini
             instruments = workbench.instruments(active_only=False)
             work = PartitionWork.of(cells, plan, plan.periods(fetched), instruments, now=workbench.now())
             for interval in intervals:
-                reports = workbench.bring_up_to_date(work.stretches, interval, refetch=config.refetch, run_id=context.run.run_id)
+                reports = workbench.bring_up_to_date(
+                    work.stretches,
+                    interval,
+                    refetch=config.refetch,
+                    run_id=context.run.run_id,
+                    lane=lane_of(context.run.tags.get(CAUSE)),
+                    hint=context.run.tags.get(PROVIDER),
+                )
                 for outcome in work.outcomes(reports):
                     done.add(materialization(asset_key(interval), outcome.cell, _metadata(outcome)))
         _fail_for(work)
@@ -113,7 +120,8 @@ def _metadata(outcome: PartitionOutcome) -> Mapping[str, int | float | str]:
     dropped = Counter[str]()
     for report in outcome.reports:
         dropped.update(report.dropped)
-    return about | {f"dropped: {reason}": count for reason, count in dropped.items()}
+    failures = {f"failed: {provider}": text for provider, text in outcome.failures.items()}
+    return about | {f"dropped: {reason}": count for reason, count in dropped.items()} | failures
 
 
 def _fail_for(work: PartitionWork) -> None:
@@ -170,9 +178,9 @@ def _description(interval: Interval) -> str:
         )
     what = "one a session, named by its date, prices raw" if interval.is_daily else "of the regular session, anchored at its open"
     return (
-        f"{interval} candles, {what}, fetched from the provider. A run asks only for what the coverage ledger lacks inside its "
-        "partitions. Materialised means that every request was answered; `missing` counts bars that are due and did not come, "
-        "and the gap sensor keeps asking for them."
+        f"{interval} candles, {what}, fetched from the best provider that can be asked, what it lacks from the next. A run asks "
+        "only for what the coverage ledger lacks inside its partitions. Materialised means that every request was answered by "
+        "somebody; `missing` counts bars that are due and did not come, and the gap sensor keeps asking for them."
     )
 
 
@@ -190,6 +198,8 @@ def _columns(*leading: dg.TableColumn) -> dg.TableSchema:
             dg.TableColumn("trades", "bigint", "Number of trades, null where the provider has none."),
             dg.TableColumn("fetch_id", "bigint", "The answer this row came from: fetches.fetch_id.", constraints=law),
             dg.TableColumn("as_of", "timestamptz", "Since when we know this value; older ones are in candle_revisions."),
+            dg.TableColumn("provider", "smallint", "Whose bar it is: providers.provider.", constraints=law),
+            dg.TableColumn("feed", "smallint", "Whose trades it counts: 0 consolidated, 1 SIP, 2 IEX, 3 CBOE.", constraints=law),
             dg.TableColumn("finality", "smallint", "0 provisional, 1 settled, 2 final."),
             dg.TableColumn("flags", "smallint", "Repair flags, 0 for none."),
         ]

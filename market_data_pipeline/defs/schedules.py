@@ -14,6 +14,7 @@ from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbo
 from market_data_pipeline.defs.tags import CALENDAR, FRESH_FIRST, POLL, UNFINISHED
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
+from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import CalendarHours, Cell, PartitionPlan, boxes
 from market_data_pipeline.domain.runs import CAUSE, PRIORITY, job_name
@@ -211,7 +212,7 @@ def _bring_up_to_date(context: dg.OpExecutionContext, workbench: Workbench, cale
     failures: dict[str, str] = {}
     present = expected = 0
     for interval in family(Interval.M1):
-        for report in workbench.bring_up_to_date(stretches, interval, refetch=False, run_id=context.run_id):
+        for report in workbench.bring_up_to_date(stretches, interval, refetch=False, run_id=context.run_id, lane=Lane.LIVE):
             if report.failure is not None:
                 failures.setdefault(report.stretch.instrument.symbol, report.failure)
             elif interval is Interval.M1:

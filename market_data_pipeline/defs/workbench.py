@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import psutil
 
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS
+from market_data_pipeline.domain.capabilities import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,9 +56,16 @@ class Workbench(Protocol):
         ...
 
     def bring_up_to_date(
-        self, stretches: Sequence[Stretch], interval: Interval, *, refetch: bool, run_id: str
+        self,
+        stretches: Sequence[Stretch],
+        interval: Interval,
+        *,
+        refetch: bool,
+        run_id: str,
+        lane: Lane = Lane.BACKFILL,
+        hint: str | None = None,
     ) -> Iterator[StretchReport]:
-        """Fetch or derive what the stretches lack; a report each, in any order."""
+        """Fetch or derive what the stretches lack; a report each, in any order. ``hint``: the provider to ask first."""
         ...
 
     def due_gaps(self, *, limit: int) -> Sequence[DueGap]:
@@ -112,14 +120,22 @@ class RealWorkbench:
         return self.pipeline.calendars(name)
 
     def bring_up_to_date(
-        self, stretches: Sequence[Stretch], interval: Interval, *, refetch: bool, run_id: str
+        self,
+        stretches: Sequence[Stretch],
+        interval: Interval,
+        *,
+        refetch: bool,
+        run_id: str,
+        lane: Lane = Lane.BACKFILL,
+        hint: str | None = None,
     ) -> Iterator[StretchReport]:
         """The use-case of ``interval``: derived intervals are computed from stored minutes, the others fetched."""
         from market_data_pipeline.ingest.candles import ingest_candles  # noqa: PLC0415 - see Workbenches.open
         from market_data_pipeline.ingest.derive import derive_candles  # noqa: PLC0415
 
-        use_case = ingest_candles if interval.source is None else derive_candles
-        return use_case(stretches, interval, pipeline=self.pipeline, refetch=refetch, run_id=run_id)
+        if interval.source is not None:
+            return derive_candles(stretches, interval, pipeline=self.pipeline, run_id=run_id)
+        return ingest_candles(stretches, interval, pipeline=self.pipeline, refetch=refetch, run_id=run_id, lane=lane, hint=hint)
 
     def due_gaps(self, *, limit: int) -> Sequence[DueGap]:
         """The ledger's, as far as the provider can be asked for them."""

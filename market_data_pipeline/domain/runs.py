@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from market_data_pipeline.domain.capabilities import Lane
+
 if TYPE_CHECKING:
     from market_data_pipeline.domain.candles import Interval
 
@@ -14,8 +16,15 @@ PRIORITY = "dagster/priority"
 SYMBOLS = "symbols"
 # Why a run is there: backfill, gap, close, poll or maintenance. dagster.yaml limits concurrency by it.
 CAUSE = "mdp/cause"
+# The provider that a run wants asked first.
+PROVIDER = "mdp/provider"
 # The job that reports the ledger to Dagster; every code location of ours has it.
 RECONCILE = "reconcile"
+
+
+def lane_of(cause: str | None) -> Lane:
+    """Whose part of the budgets a run with this ``CAUSE`` spends: polls and closes bring the newest data, all else is history."""
+    return Lane.LIVE if cause in {"poll", "close"} else Lane.BACKFILL
 
 
 def job_name(interval: Interval) -> str:

@@ -28,13 +28,9 @@ _Range = tuple[date, date]
 
 
 def derive_candles(
-    stretches: Sequence[Stretch], interval: Interval, *, pipeline: Pipeline, refetch: bool = False, run_id: str | None = None
+    stretches: Sequence[Stretch], interval: Interval, *, pipeline: Pipeline, run_id: str | None = None
 ) -> Iterator[StretchReport]:
-    """Compute ``interval`` from the stored minutes over the stretches, and report each. Repeating it is safe and writes nothing.
-
-    ``refetch`` is accepted for the sake of one signature with ``ingest_candles``: what is derived is always recomputed.
-    """
-    del refetch
+    """Compute ``interval`` from the stored minutes over the stretches, and report each. Repeating it is safe and writes nothing."""
     for (calendar, ranges), members in _alike(stretches).items():
         for at in range(0, len(members), _INSTRUMENTS_AT_ONCE):
             for first, last in ranges:

@@ -57,9 +57,9 @@ class Pipeline:
         """Of the first provider in the policy that can serve ``interval`` (through its source where it is derived)."""
         return next((capability for _, capability in self.bars_providers(interval.source or interval)), None)
 
-    def bars_providers(self, interval: Interval) -> list[tuple[BarsProvider, Capability]]:
-        """Those that the policy names, in its order, that lack nothing and serve ``interval`` itself, whatever their health."""
-        configured, _ = self.router.configured(bars(interval))
+    def bars_providers(self, interval: Interval, *, hint: str | None = None) -> list[tuple[BarsProvider, Capability]]:
+        """Those that the policy and the hint name, best first, that lack nothing and serve ``interval``, whatever their health."""
+        configured, _ = self.router.configured(bars(interval), hint=hint)
         return [(provider, capability) for provider, capability in configured if isinstance(provider, BarsProvider)]
 
     def settle_seconds(self, interval: Interval) -> int:
@@ -67,7 +67,7 @@ class Pipeline:
         capability = self.capability(interval)
         return max(self.settings.settle_seconds, capability.delay_seconds if capability else 0)
 
-    def reach_seconds(self, interval: Interval) -> int | None:
+    def reach_seconds(self, interval: Interval, *, hint: str | None = None) -> int | None:
         """How far back any provider serves ``interval``, through its source where it is derived; None for no limit."""
-        reaches = [capability.reach_seconds for _, capability in self.bars_providers(interval.source or interval)]
+        reaches = [capability.reach_seconds for _, capability in self.bars_providers(interval.source or interval, hint=hint)]
         return None if None in reaches else max((reach for reach in reaches if reach is not None), default=None)

@@ -93,6 +93,18 @@ def test_what_is_beyond_the_providers_reach_is_said_and_the_rest_is_planned(load
     assert "fetching from 2024-11-07" in planned.err
 
 
+def test_a_provider_to_ask_first_must_be_there_and_usable(loaded: Mdp) -> None:
+    request = ("backfill", "--symbols", "AAPL", "--interval", "1m", *WEEK, "--dry-run")
+    unknown = loaded(*request, "--provider", "nobody")
+    assert unknown.code == 2
+    assert "no provider is called 'nobody': expected one of " in unknown.err
+    keyless = loaded(*request, "--provider", "alpaca")
+    assert keyless.code == 2
+    assert "--provider alpaca: MDP_ALPACA_KEY_ID and MDP_ALPACA_SECRET_KEY are not set" in keyless.err
+    assert loaded(*request, "--provider", "yahoo").code == 0
+    assert "does not serve bars_1m" in loaded(*request, "--provider", "fred").err
+
+
 def test_a_range_that_is_all_beyond_reach_is_refused(loaded: Mdp) -> None:
     refused = loaded("backfill", "--symbols", "AAPL", "--interval", "1m", "--start", "2024-01-02", "--end", "2024-01-05")
     assert refused.code == 2

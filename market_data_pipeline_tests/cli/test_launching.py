@@ -11,7 +11,7 @@ from market_data_pipeline.cli.progress import progress
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import DatabaseUnreachableError
 from market_data_pipeline.domain.partitions import Box, Cell
-from market_data_pipeline.domain.runs import RANGE_END, RANGE_START
+from market_data_pipeline.domain.runs import PROVIDER, RANGE_END, RANGE_START
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -88,6 +88,12 @@ def test_a_refetch_is_told_to_the_op() -> None:
     webserver = ScriptedWebserver()
     launcher_on(webserver, refetch=True).launch([task("2024-12-02")])
     assert webserver.configs == [{"ops": {"fetch_candles_1h": {"config": {"refetch": True}}}}]
+
+
+def test_the_provider_to_ask_first_is_a_tag_of_the_runs() -> None:
+    webserver = ScriptedWebserver()
+    Launcher(webserver, "abc", refetch=False, sleep=webserver.sleep, provider="alpaca").launch([task("2024-12-02")])
+    assert webserver.held["run-1"].tags[PROVIDER] == "alpaca"
 
 
 def test_the_same_command_attaches_to_runs_in_flight_and_launches_only_what_is_not_there() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import LedgerRow, Verdict
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.domain.universe import Instrument, Tier
@@ -107,6 +108,7 @@ class FakeWorkbench:
     beats: list[Heartbeat] = field(default_factory=list)
     asked: list[tuple[Stretch, Interval]] = field(default_factory=list)
     refetched: list[bool] = field(default_factory=list)
+    lanes: list[tuple[Lane, str | None]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -127,10 +129,18 @@ class FakeWorkbench:
         return trading_calendar(name)
 
     def bring_up_to_date(
-        self, stretches: Sequence[Stretch], interval: Interval, *, refetch: bool, run_id: str
+        self,
+        stretches: Sequence[Stretch],
+        interval: Interval,
+        *,
+        refetch: bool,
+        run_id: str,
+        lane: Lane = Lane.BACKFILL,
+        hint: str | None = None,
     ) -> Iterator[StretchReport]:
         del run_id
         self.refetched.append(refetch)
+        self.lanes.append((lane, hint))
         for stretch in reversed(stretches):
             self.asked.append((stretch, interval))
             yield self.outcome(stretch, interval)

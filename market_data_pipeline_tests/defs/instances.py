@@ -18,7 +18,7 @@ from market_data_pipeline.domain.partitions import Cell, default_plan
 from market_data_pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from market_data_pipeline_tests.defs.fakes import FakeWorkbench
@@ -84,13 +84,14 @@ def run_box(
     *,
     intervals: Sequence[Interval] = (Interval.M1,),
     refetch: bool = False,
+    tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One run over the box from ``first`` to ``last``, as a job launched with range tags does it."""
     job = build_definitions(Settings(), PLAN, workbenches=workbench).resolve_job_def("candles_1m")
     return job.execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(["candles", interval.value]) for interval in intervals],
-        tags={"dagster/asset_partition_range_start": first.key, "dagster/asset_partition_range_end": last.key},
+        tags={"dagster/asset_partition_range_start": first.key, "dagster/asset_partition_range_end": last.key, **(tags or {})},
         run_config={"ops": {"fetch_candles_1m": {"config": {"refetch": refetch}}}},
         raise_on_error=False,
     )

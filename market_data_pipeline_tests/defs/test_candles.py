@@ -10,6 +10,7 @@ import pytest
 
 from market_data_pipeline.defs.build import build_definitions
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan, bucket_of, plan_partitions
 from market_data_pipeline.domain.sessions import trading_calendar
@@ -134,6 +135,23 @@ def test_refetch_is_passed_on(instance: dg.DagsterInstance, *, refetch: bool) ->
     workbench = FakeWorkbench(universe(*SYMBOLS))
     run_box(instance, workbench, FIRST, FIRST, refetch=refetch)
     assert workbench.refetched == [refetch]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({}, (Lane.BACKFILL, None)),
+        ({"mdp/cause": "gap"}, (Lane.BACKFILL, None)),
+        ({"mdp/cause": "close"}, (Lane.LIVE, None)),
+        ({"mdp/cause": "backfill", "mdp/provider": "alpaca"}, (Lane.BACKFILL, "alpaca")),
+    ],
+)
+def test_the_tags_of_a_run_say_whose_budget_it_spends_and_whom_it_asks_first(
+    instance: dg.DagsterInstance, tags: dict[str, str], expected: tuple[Lane, str | None]
+) -> None:
+    workbench = FakeWorkbench(universe(*SYMBOLS))
+    run_box(instance, workbench, FIRST, FIRST, tags=tags)
+    assert workbench.lanes == [expected]
 
 
 def test_a_run_shows_that_it_is_alive(instance: dg.DagsterInstance) -> None:
