@@ -40,6 +40,7 @@ COMMANDS = {
     "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),
     "gaps": _Entry("coverage:gaps", "List the bars that should be there and are not."),
     "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
+    "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),
     "providers": _Entry("providers:providers", "Show, probe and reset the providers."),
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
     "sample": _Entry("simulate:sample", "Generate realistic sample data for the simulator."),
