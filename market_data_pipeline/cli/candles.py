@@ -19,6 +19,7 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import DiskError, InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import date, datetime
 
     import pyarrow as pa
@@ -39,16 +40,18 @@ _MOMENTS = "A date means the symbol's whole session, an instant needs Z or an of
 @click.option("--start", type=MOMENT, required=True, help=f"First bar. {_MOMENTS}")
 @click.option("--end", type=MOMENT, required=True, help="Last session (inclusive) or the instant to stop before.")
 @click.option("--as-of", type=INSTANT, help="Answer with what was known at this instant.")
+@click.option("--provenance", is_flag=True, help="Also say whose each bar is: its provider, and whose trades its feed counts.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), help="How to print; default table.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write csv, json or parquet to this file instead.")
 @json_option
-def candles(
+def candles(  # noqa: PLR0913 - one parameter an option
     *,
     symbol: str,
     interval: Interval,
     start: date | datetime,
     end: date | datetime,
     as_of: datetime | None,
+    provenance: bool,
     style: str | None,
     out: Path | None,
     as_json: bool,
@@ -62,13 +65,13 @@ def candles(
     with opened_pipeline() as pipeline:
         instrument = named_instrument(pipeline, symbol)
         asked = window(start, end, interval=interval, calendar=pipeline.calendars(instrument.calendar))
-        stored = pipeline.reader.read([instrument.symbol_id], interval, asked.start, asked.end, as_of=as_of)
+        stored = pipeline.reader.read([instrument.symbol_id], interval, asked.start, asked.end, as_of=as_of, provenance=provenance)
     if style == "parquet":
         _write_parquet(_required(out), stored, interval)
     elif style == "table":
         known = f", as known at {written(as_of)}" if as_of else ""
         rows = _rows(stored, interval)
-        columns = list(rows[0]) if rows else [_stamp_name(interval), *PRICES, "known_from"]
+        columns = list(rows[0]) if rows else [_stamp_name(interval), *PRICES, "known_from", *_origins(stored)]
         print_table(rows, columns=columns, title=f"{symbol} {interval}{known}", most=MOST_ROWS)
     else:
         text = _as_csv(stored, interval) if style == "csv" else None
@@ -160,13 +163,21 @@ def _values(columns: CandleColumns, name: str) -> list[float | None]:
     return [None if value != value else value for value in getattr(columns, name).tolist()]  # noqa: PLR0124 - only NaN differs from itself
 
 
+def _origins(stored: StoredCandles) -> dict[str, Sequence[str]]:
+    """The columns that --provenance adds."""
+    if stored.providers is None or stored.feeds is None:
+        return {}
+    return {"provider": stored.providers, "feed": stored.feeds}
+
+
 def _rows(stored: StoredCandles, interval: Interval) -> list[dict[str, Any]]:
-    fields = _fields(stored.columns)
-    names = (_stamp_name(interval), *fields, "known_from")
-    columns: list[list[Any]] = [
+    fields, origins = _fields(stored.columns), _origins(stored)
+    names = (_stamp_name(interval), *fields, "known_from", *origins)
+    columns: list[Sequence[Any]] = [
         _stamps(stored.columns.opened_at, interval),
         *(_values(stored.columns, field) for field in fields),
         _instants(stored.known_at),
+        *origins.values(),
     ]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -174,7 +185,7 @@ def _rows(stored: StoredCandles, interval: Interval) -> list[dict[str, Any]]:
 def _as_csv(stored: StoredCandles, interval: Interval) -> str:
     """The columns that `mdp simulate` reads from its data directory, so that what is exported can be served again."""
     rows = _rows(stored, interval)
-    names = (_stamp_name(interval), *_fields(stored.columns), "known_from")
+    names = (_stamp_name(interval), *_fields(stored.columns), "known_from", *_origins(stored))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
@@ -197,7 +208,8 @@ def _arrow(stored: StoredCandles, interval: Interval) -> pa.Table:
     else:
         stamp = pa.array(opened_at * 1000, pa.timestamp("ms", "UTC"))
     fields = {name: pa.array(getattr(stored.columns, name), from_pandas=True) for name in (*PRICES, *_OPTIONAL)}
-    return pa.table({_stamp_name(interval): stamp, **fields, "known_from": pa.array(stored.known_at, pa.timestamp("us", "UTC"))})
+    known_from = pa.array(stored.known_at, pa.timestamp("us", "UTC"))
+    return pa.table({_stamp_name(interval): stamp, **fields, "known_from": known_from, **_origins(stored)})
 
 
 def _write_parquet(out: Path, stored: StoredCandles, interval: Interval) -> None:

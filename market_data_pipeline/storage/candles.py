@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
+from market_data_pipeline.domain.capabilities import Feed
 from market_data_pipeline.domain.ports import StoredCandles, StoredRevisions
 from market_data_pipeline.storage import binary
 from market_data_pipeline.storage.bulk import EPOCH, VALUES, transaction
@@ -31,22 +32,35 @@ _STORED_KINDS = {
     "fetch_id": binary.INT8,
     "flags": binary.INT2,
 }
-_INTRADAY = f"""
-select symbol_id, opened_at, {_BAR}, as_of, fetch_id, flags
+# Read where they are asked for: every column costs every bar.
+_ORIGIN_KINDS = {"provider": binary.INT2, "feed": binary.INT2}
+_ORIGINS = {False: "", True: ", provider, feed"}
+_INTRADAY = {
+    provenance: f"""
+select symbol_id, opened_at, {_BAR}, as_of, fetch_id, flags{origin}
   from candles_intraday
  where symbol_id = any(%(symbol_ids)s) and interval_s = %(interval_s)s and opened_at >= %(start)s and opened_at < %(end)s"""  # noqa: S608 - constants above
+    for provenance, origin in _ORIGINS.items()
+}
 # A session is a label: as an instant it is midnight UTC. Compared as dates, so that the primary key serves.
-_DAILY = f"""
-select symbol_id, session_date::timestamp at time zone 'UTC' as opened_at, {_BAR}, as_of, fetch_id, flags
+_DAILY = {
+    provenance: f"""
+select symbol_id, session_date::timestamp at time zone 'UTC' as opened_at, {_BAR}, as_of, fetch_id, flags{origin}
   from candles_daily
  where symbol_id = any(%(symbol_ids)s) and session_date >= %(first)s and session_date < %(beyond)s"""  # noqa: S608 - as above
+    for provenance, origin in _ORIGINS.items()
+}
 _KNOWN_BY = " and as_of <= %(known_by)s"
-_REPLACED_SINCE = f"""
+_REPLACED_SINCE = {
+    provenance: f"""
 union all
-select symbol_id, opened_at, {_BAR}, known_from, fetch_id, flags
+select symbol_id, opened_at, {_BAR}, known_from, fetch_id, flags{origin}
   from candle_revisions
  where symbol_id = any(%(symbol_ids)s) and interval_s = %(interval_s)s and opened_at >= %(start)s and opened_at < %(end)s
    and known_from <= %(known_by)s and known_to > %(known_by)s"""  # noqa: S608 - as above
+    for provenance, origin in _ORIGINS.items()
+}
+_PROVIDERS = "select provider, name from providers"
 _REVISION_KINDS = {
     "opened_at": binary.TIMESTAMPTZ,
     **_BAR_KINDS,
@@ -67,19 +81,26 @@ class CandleReader:
         self._engine = engine
 
     def read(
-        self, symbol_ids: Sequence[int], interval: Interval, start: int, end: int, *, as_of: datetime | None = None
+        self,
+        symbol_ids: Sequence[int],
+        interval: Interval,
+        start: int,
+        end: int,
+        *,
+        as_of: datetime | None = None,
+        provenance: bool = False,
     ) -> StoredCandles:
         """The bars that opened in [start, end), epoch seconds UTC, sorted by (symbol_id, opened_at).
 
         For 1d the sessions whose midnight UTC lies in it. ``as_of``: what was known at that instant, whatever was learned since;
-        it answers the same for ever once every write that began before it is committed.
+        it answers the same for ever once every write that began before it is committed. ``provenance``: with the provider and the
+        feed of each bar.
         """
-        query = _DAILY if interval.is_daily else _INTRADAY
+        query = (_DAILY if interval.is_daily else _INTRADAY)[provenance]
         if as_of is not None:
-            query += _KNOWN_BY + _REPLACED_SINCE
-        columns = self._copied(
-            query, _STORED_KINDS, {"symbol_ids": list(symbol_ids), "known_by": as_of, **_range(interval, start, end)}
-        )
+            query += _KNOWN_BY + _REPLACED_SINCE[provenance]
+        kinds = _STORED_KINDS | (_ORIGIN_KINDS if provenance else {})
+        columns = self._copied(query, kinds, {"symbol_ids": list(symbol_ids), "known_by": as_of, **_range(interval, start, end)})
         symbol_id, opened_at = columns["symbol_id"], columns["opened_at"]
         # The primary key mostly answers in this order; asking the server to sort would cost more than looking.
         ascending = (symbol_id[1:] > symbol_id[:-1]) | ((symbol_id[1:] == symbol_id[:-1]) & (opened_at[1:] > opened_at[:-1]))
@@ -92,6 +113,8 @@ class CandleReader:
             known_at=_unix_micros(columns["known_at"]),
             fetch_id=columns["fetch_id"].astype(np.int64, copy=False),
             flags=columns["flags"].astype(np.int16, copy=False),
+            providers=self._names_of(columns["provider"]) if provenance else None,
+            feeds=[Feed(feed).label for feed in columns["feed"].tolist()] if provenance else None,
         )
 
     def frame(
@@ -122,6 +145,11 @@ class CandleReader:
             known_to=_unix_micros(columns["known_to"]),
             fetch_id=columns["fetch_id"].astype(np.int64, copy=False),
         )
+
+    def _names_of(self, providers: binary.Array) -> list[str]:
+        with self._engine.connect() as connection:
+            names = {row[0]: row[1] for row in connection.exec_driver_sql(_PROVIDERS)}
+        return [names.get(provider, f"number {provider}") for provider in providers.tolist()]
 
     def _copied(self, query: str, kinds: Mapping[str, str], parameters: Mapping[str, object]) -> dict[str, binary.Array]:
         body = io.BytesIO()

@@ -51,6 +51,16 @@ def test_candles_are_printed_as_they_are_stored(stocked: Mdp) -> None:
     assert rows[2]["opened_at"] == "2024-12-02T14:33:00Z"
 
 
+def test_whose_a_bar_is_is_printed_where_it_is_asked_for(stocked: Mdp) -> None:
+    rows = stocked("candles", "AAPL", *MINUTES, "--provenance", "--json").json
+    assert (rows[0]["provider"], rows[0]["feed"]) == ("yahoo", "consolidated")
+    before = stocked("candles", "AAPL", *DAYS, "--provenance", "--as-of", "2024-12-07T09:30Z", "--format", "csv")
+    assert before.out.splitlines()[0].endswith("known_from,provider,feed")
+    assert before.out.splitlines()[1].endswith(",yahoo,consolidated")
+    empty = stocked("candles", "AAPL", *MINUTES, "--provenance", "--as-of", "2024-12-01T00:00:00Z")
+    assert "provider" in empty.out
+
+
 def test_what_was_known_at_a_time_is_printed_as_it_was_known(stocked: Mdp) -> None:
     before = stocked("candles", "AAPL", *MINUTES, "--as-of", "2024-12-07T09:30Z", "--json").json
     assert len(before) == 389
