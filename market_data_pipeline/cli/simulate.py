@@ -28,7 +28,9 @@ _SIMULATE_EXAMPLES = """\b
 Examples:
   mdp sample ./sample && mdp simulate --data ./sample --now 2024-12-07T12:00:00Z --speed 0
   mdp simulate --data ./sample --now 2024-12-02T15:00:00Z --faults ./sample/faults.yaml --export
+  mdp simulate --data ./sample --limits "massive=none; finnhub=60/m,30/s"
   curl -s $MDP_CLOCK/__sim/clock -d '{"now": "2024-12-07T12:00:00Z"}'
+  curl -s $MDP_CLOCK/__sim/faults -d '[{"match": {"provider": "alpaca"}, "action": "status", "code": 503}]'
 """
 _SAMPLE_EXAMPLES = """\b
 Examples:

@@ -115,6 +115,15 @@ def _live_tick(table: BarTable, strike: Strike) -> BarTable:
     return _followed_by(table, [int(table.opened_at[-1]) + strike.settings["seconds"]], _flat(table, -1, volume=0.0))
 
 
+def _forming_bar(table: BarTable, strike: Strike) -> BarTable:
+    """The bar that has not ended yet, as if it had: flat at the last price, with little volume."""
+    seconds = SECONDS[table.interval]
+    opened_at = strike.scene.now - strike.scene.now % seconds
+    if not len(table) or opened_at <= table.opened_at[-1]:
+        return table
+    return _followed_by(table, [opened_at], _flat(table, -1, volume=7.0))
+
+
 def _future_bar(table: BarTable, strike: Strike) -> BarTable:
     if not len(table):
         return table
@@ -237,6 +246,10 @@ def _other_symbol(table: BarTable, strike: Strike) -> BarTable:
     return replace(table, symbol=strike.settings["symbol"])
 
 
+def _other_currency(table: BarTable, strike: Strike) -> BarTable:
+    return replace(table, currency=strike.settings["currency"])
+
+
 def _renamed(table: BarTable, strike: Strike) -> BarTable:
     old, new = strike.settings["field"], strike.settings["to"]
     return replace(table, columns={new if name == old else name: column for name, column in table.columns.items()})
@@ -332,6 +345,7 @@ BEND_THE_BARS: Mapping[str, tuple[Callable[[BarTable, Strike], BarTable], Mappin
     "zero_prices": (_zero_prices, _SOME),
     "crossed": (_crossed, _SOME),
     "live_tick": (_live_tick, {"seconds": 84}),
+    "forming_bar": (_forming_bar, {}),
     "future_bar": (_future_bar, {"seconds": 3600}),
     "outside_window": (_outside_window, {"bars": 3}),
     "post_market_leak": (_post_market_leak, {"bars": 5, "days": "short"}),
@@ -349,6 +363,7 @@ BEND_THE_BARS: Mapping[str, tuple[Callable[[BarTable, Strike], BarTable], Mappin
     "barren": (_barren, {"share": 1.0}),
     "strings": (_strings, {}),
     "other_symbol": (_other_symbol, {"symbol": REQUIRED}),
+    "other_currency": (_other_currency, {"currency": "GBp"}),
     "renamed": (_renamed, {"field": "volume", "to": "vol"}),
     "added": (_added, {"name": "previous_close"}),
     "nan": (_nan, {"literal": "NaN"}),

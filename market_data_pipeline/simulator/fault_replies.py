@@ -55,6 +55,8 @@ def _with_wait(reply: Reply, strike: Strike) -> Reply:
     wait = strike.settings["retry_after"]
     if wait is None:
         return reply
+    if strike.settings["retry_after_as"] == "nonsense":
+        return reply.with_header("retry-after", "soon")
     if strike.settings["retry_after_as"] == "http-date":
         at = instant_of(strike.asked.now_us + round(wait * 1_000_000))
         return reply.with_header("retry-after", format_datetime(at, usegmt=True))
@@ -107,6 +109,11 @@ def _bom(reply: Reply, strike: Strike) -> Reply:  # noqa: ARG001
 
 def _content_type(reply: Reply, strike: Strike) -> Reply:
     return reply.with_header("content-type", strike.settings["value"])
+
+
+def _cut(reply: Reply, strike: Strike) -> Reply:
+    """A complete HTTP message around half a document."""
+    return replace(reply, body=reply.body[: int(len(reply.body) * strike.settings["keep"])])
 
 
 def _truncated_gzip(reply: Reply, strike: Strike) -> Reply:
@@ -179,6 +186,7 @@ BEND_THE_REPLY: Mapping[str, tuple[Callable[[Reply, Strike], Reply], Mapping[str
     "nan": (_nan, {"literal": "NaN"}),
     "bom": (_bom, {}),
     "content_type": (_content_type, {"value": "text/plain"}),
+    "cut": (_cut, {"keep": 0.5}),
     "truncated_gzip": (_truncated_gzip, {"keep": 0.5}),
     "gzip_bomb": (_gzip_bomb, {"megabytes": 100}),
     "huge": (_huge, {"megabytes": 100}),

@@ -127,7 +127,7 @@ def _rule(source: object, number: int) -> Rule:
 
 
 _CHOICES: Mapping[str, tuple[object, ...]] = {
-    "retry_after_as": ("seconds", "http-date"),
+    "retry_after_as": ("seconds", "http-date", "nonsense"),
     "page": tuple(PAGES),
     "literal": ("NaN", "Infinity", "-Infinity"),
     "interval": tuple(SECONDS),

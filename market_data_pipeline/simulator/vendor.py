@@ -138,7 +138,7 @@ class BarTable:
 
     ``symbol`` is what the answer will echo. ``opened_at``: epoch seconds; a vendor that names bars by their close adds that when it
     writes. ``columns``: open, high, low, close and volume, as floats, or as lists where a fault made something else of them.
-    ``further``: what else the vendor sends for each bar (adjclose, vw, n).
+    ``further``: what else the vendor sends for each bar (adjclose, vw, n). ``currency``: "" for what the vendor says by itself.
     """
 
     symbol: str
@@ -146,6 +146,7 @@ class BarTable:
     opened_at: Int64s
     columns: Mapping[str, Any]
     further: Mapping[str, Any] = field(default_factory=dict)
+    currency: str = ""
 
     def __len__(self) -> int:
         return len(self.opened_at)

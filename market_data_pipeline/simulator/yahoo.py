@@ -115,7 +115,8 @@ class ChartAnswer:
 
     def body(self) -> bytes:
         """The JSON document, as Yahoo writes it: without stamps, there is no ``timestamp`` and the quote is empty."""
-        result: dict[str, Any] = {"meta": {**self.meta, "symbol": self.table.symbol}}
+        told = {"symbol": self.table.symbol} | ({"currency": self.table.currency} if self.table.currency else {})
+        result: dict[str, Any] = {"meta": {**self.meta, **told}}
         adjclose = self.table.further.get("adjclose")
         if len(self.table):
             result["timestamp"] = self.table.opened_at

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 NEEDED: dict[str, dict[str, Any]] = {"status": {"code": 500}, "other_symbol": {"symbol": "X"}}
 # What one finished, whole, single-paged session cannot show.
-NEEDS_MORE = {"late_correction", "post_market_leak"}
+NEEDS_MORE = {"late_correction", "post_market_leak", "other_currency"}
 # One object keyed by stamp cannot hold a row twice, four decimals hide the seventh, and Finnhub's candles name no symbol.
 NOT_WRITTEN = {("alphavantage", "duplicate"), ("alphavantage", "noise"), ("finnhub", "other_symbol")}
 ACTIONS = sorted(set(SETTINGS) - {"gzip_bomb", "huge"})
@@ -166,6 +166,31 @@ def test_crossed_bars_have_their_high_below_their_low(directory: Path) -> None:
     vendors = Vendors(directory, rule("crossed", **THREE))
 
     assert column(vendors, "high")[3] < column(vendors, "low")[3]
+
+
+def test_the_bar_in_progress_looks_like_any_other(directory: Path) -> None:
+    vendors = Vendors(directory, rule("forming_bar"), now=minute(30) + timedelta(seconds=20))
+    rows = rows_of("massive", vendors.day("massive"))
+
+    assert (rows[-1]["t"], rows[-1]["v"]) == (int(minute(30).timestamp()) * 1000, 7)
+
+
+def test_another_currency_is_named(directory: Path) -> None:
+    answer = orjson.loads(Vendors(directory, rule("other_currency")).day("yahoo").body)
+
+    assert answer["chart"]["result"][0]["meta"]["currency"] == "GBp"
+
+
+def test_half_a_document_comes_as_a_whole_message(directory: Path) -> None:
+    reply, whole = Vendors(directory, rule("cut")).day("massive"), Vendors(directory).day("massive")
+
+    assert (reply.status, reply.body, reply.delivery) == (200, whole.body[: len(whole.body) // 2], whole.delivery)
+
+
+def test_a_retry_after_may_be_nonsense(directory: Path) -> None:
+    reply = Vendors(directory, rule("status", code=429, retry_after=1, retry_after_as="nonsense")).day("finnhub")
+
+    assert dict(reply.headers)["retry-after"] == "soon"
 
 
 def test_a_bar_of_the_future_is_on_the_grid_and_after_now(directory: Path) -> None:
