@@ -18,7 +18,6 @@ from market_data_pipeline.domain.errors import ConfigurationError
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
 # Servers close idle connections after 5 s (uvicorn) to some minutes; a closed one is noticed before it is used again.
 _KEEP_ALIVE_SECONDS = 30.0
@@ -53,8 +52,9 @@ class Connections:
         """
         connection = self._take(url)
         try:
-            with connection.get(url, headers, seconds) as response:
-                yield response
+            response = connection.get(url, headers, seconds)
+            yield response
+            response.close()
         except BaseException:
             # What is still to come on it would be read as the answer to the next request.
             connection.close()
@@ -100,27 +100,41 @@ class Connections:
 
 
 class _Connection:
-    """One connection to ``origin``, made when first used and again when the server closed it."""
+    """One connection to ``origin``, made when first used and anew when the server closed it."""
 
     def __init__(self, origin: tuple[str, str, int | None], tls: ssl.SSLContext | None, proxy: httpcore.Proxy | None) -> None:
         self.origin = origin
         self._deadline = _Deadline()
-        self._pool = httpcore.ConnectionPool(
+        # Makes connections, through the proxy or not. It is not asked to keep them: with one alone there is nothing to choose, and
+        # its choosing looks at every socket twice a request.
+        self._factory = httpcore.ConnectionPool(
             ssl_context=tls,
             proxy=proxy,
-            max_connections=1,
             keepalive_expiry=_KEEP_ALIVE_SECONDS,
             http2=True,
             network_backend=_Backend(self._deadline),
         )
+        self._wire: httpcore.ConnectionInterface | None = None
 
-    def get(self, url: httpx.URL, headers: Mapping[str, str], seconds: float) -> AbstractContextManager[httpcore.Response]:
+    def get(self, url: httpx.URL, headers: Mapping[str, str], seconds: float) -> httpcore.Response:
+        """The response, to be read and closed before the next."""
         self._deadline.at = time.monotonic() + seconds
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        return self._pool.stream("GET", target, headers=[(name.encode(), text.encode()) for name, text in headers.items()])
+        listed = [(b"host", url.netloc), *((name.encode(), text.encode()) for name, text in headers.items())]
+        request = httpcore.Request("GET", target, headers=listed)
+        wire = self._wire
+        if wire is not None and not wire.is_closed() and not wire.has_expired():
+            try:
+                return wire.handle_request(request)
+            except httpcore.ConnectionNotAvailable:
+                pass  # HTTP/2: the server said goodbye before it saw the request
+        self.close()
+        self._wire = self._factory.create_connection(target.origin)
+        return self._wire.handle_request(request)
 
     def close(self) -> None:
-        self._pool.close()
+        if self._wire is not None:
+            self._wire.close()
 
 
 class _Deadline:
