@@ -72,7 +72,8 @@ $$;
 
 -- Leave to send: up to ``wanted`` requests from now on, within the slack. Where there is none, ``wait_seconds`` until there may be,
 -- and whether that is because the provider said so (``is_held``). ``requests`` and ``window_seconds``: the limits, element by
--- element; ``share``: the part of each that is open to the asker. ``is_restored``: what refusals had taught has worn off just now.
+-- element; ``share``: the part of each that is open to the asker. ``is_restored``: what refusals taught has worn off, as nobody has
+-- said yet.
 --
 -- A request reaches the provider up to the slack after its grant, and grants are counted by sub-bucket. So what is counted is what
 -- was granted in the last window + slack, rounded up to whole sub-buckets: then no window of the provider's holds more than the limit.
@@ -155,7 +156,7 @@ begin
       end if;
     end loop;
   end loop;
-  if granted = 0 and not is_restored then
+  if granted = 0 then
     return;
   end if;
 
@@ -163,24 +164,22 @@ begin
     new_counts[(n - 1) * kept + 1] := new_counts[(n - 1) * kept + 1] + granted;
   end loop;
   update provider_budgets b
-     set seconds = window_seconds, heads = new_heads, counts = new_counts, granted = b.granted + take_budget.granted,
-         factor = case when is_restored then 1 else b.factor end,
-         learned_at = case when is_restored then null else b.learned_at end,
-         refusals = case when is_restored then 0 else b.refusals end
+     set seconds = window_seconds, heads = new_heads, counts = new_counts, granted = b.granted + take_budget.granted
    where b.provider = for_provider and b.account = for_account;
 end
 $$;
 
 -- The provider said 429. Everybody waits for ``retry_after``, or for a back-off that doubles from one refusal to the next where it
--- named no time. ``is_news``: this is no echo of a refusal that is known already (requests that were under way together); only then
--- is less of the limits used, 0.7 of it and at least a tenth.
+-- named no time. Less of the limits is used from then on, 0.7 of it and at least a tenth; but not for an echo of a refusal that is
+-- known already, of requests that were under way together. ``is_first``: all of the limits was used until now.
 create function refuse_budget(
   for_provider text, for_account text, retry_after float8,
-  out is_news boolean, out hold_seconds float8, out factor float8
+  out is_first boolean, out hold_seconds float8, out factor float8
 ) language plpgsql as $$
 declare
   budget provider_budgets%rowtype;
   at timestamptz;
+  is_news boolean;
 begin
   loop
     select b.* into budget from provider_budgets b where b.provider = for_provider and b.account = for_account for update;
@@ -188,6 +187,7 @@ begin
     insert into provider_budgets (provider, account) values (for_provider, for_account) on conflict do nothing;
   end loop;
   at := clock_timestamp();
+  is_first := budget.factor >= 1;
   is_news := budget.held_until is null or budget.held_until <= at;
   factor := budget_factor(budget.factor, budget.learned_at, at);
   if is_news then

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from market_data_pipeline.domain.capabilities import Priority, RateLimit
 
@@ -25,11 +25,19 @@ select granted, wait_seconds, is_held, is_restored
   from take_budget(%(provider)s, %(account)s, %(requests)s::int4[], %(seconds)s::float8[], %(slacks)s::float8[], %(share)s,
                    %(wanted)s)"""
 
-_REFUSE = "select is_news, hold_seconds, factor from refuse_budget(%(provider)s, %(account)s, %(retry_after)s)"
+_REFUSE = "select is_first, hold_seconds, factor from refuse_budget(%(provider)s, %(account)s, %(retry_after)s)"
+
+_RESTORE = """
+update provider_budgets
+   set factor = 1, learned_at = null, refusals = 0
+ where provider = %(provider)s and account = %(account)s
+   and factor < 1 and budget_factor(factor, learned_at, clock_timestamp()) >= 1
+returning account"""
 
 _HOLDS = """
-select provider, account, extract(epoch from held_until - clock_timestamp())::float8
-  from provider_budgets where held_until > clock_timestamp()"""
+select provider, account, coalesce(extract(epoch from held_until - clock_timestamp()), 0)::float8,
+       factor < 1 and budget_factor(factor, learned_at, clock_timestamp()) >= 1
+  from provider_budgets where held_until > clock_timestamp() or factor < 1"""
 
 _STATUS = """
 select provider, account, seconds, heads, counts, extract(epoch from clock_timestamp())::float8,
@@ -154,9 +162,10 @@ class PostgresBudget:
     def refused(self, provider: str, account: str, *, retry_after_seconds: float | None) -> None:
         """The provider said 429: everybody waits for as long as it said, or ever longer; then less of the limits is used."""
         with self._engine.connect() as connection:
-            names = {"provider": provider, "account": account, "retry_after": retry_after_seconds}
-            is_news, hold, factor = connection.exec_driver_sql(_REFUSE, names).one()
-            if is_news:
+            names = {"provider": provider, "account": account}
+            self._restore(connection, provider, account)
+            is_first, hold, factor = connection.exec_driver_sql(_REFUSE, names | {"retry_after": retry_after_seconds}).one()
+            if is_first:
                 limits = ", ".join(map(str, self.limits_of(provider)))
                 learned = f"; {factor:.0%} of {limits} is used from now on" if limits else ""
                 detail = f"refused with 429: everybody waits {hold:.0f} s{learned}"
@@ -245,9 +254,7 @@ class PostgresBudget:
         with self._engine.connect() as connection:
             granted, wait, is_held, is_restored = connection.exec_driver_sql(_TAKE, parameters).one()
             if is_restored:
-                detail = f"no refusal for hours: all of {', '.join(map(str, limits))} is used again"
-                said = {"provider": provider, "kind": "limit_restored", "detail": detail, "is_recovery": True}
-                connection.exec_driver_sql(_TELL, said)
+                self._restore(connection, provider, account)
         return _Answer(granted, wait, is_held, asked_at)
 
     def _look(self, provider: str, account: str) -> _Answer | None:
@@ -257,6 +264,18 @@ class PostgresBudget:
                 self._looked_at = self._clock()
                 with self._engine.connect() as connection:
                     rows = connection.exec_driver_sql(_HOLDS).all()
-                self._holds = {(name, whose): self._looked_at + seconds for name, whose, seconds in rows}
+                    for name, whose, _, is_restored in rows:
+                        if is_restored:
+                            self._restore(connection, name, whose)
+                self._holds = {(name, whose): self._looked_at + seconds for name, whose, seconds, _ in rows}
             until, now = self._holds.get((provider, account), 0.0), self._clock()
         return _Answer(0, until - now, is_held=True, asked_at=now) if until > now else None
+
+    def _restore(self, connection: Connection, provider: str, account: str) -> None:
+        """Say that all of the limits is used again where that is so; of several processes that notice, one says it."""
+        if connection.exec_driver_sql(_RESTORE, {"provider": provider, "account": account}).all():
+            limits = ", ".join(map(str, self.limits_of(provider)))
+            detail = f"no refusal for hours: all of {limits} is used again" if limits else "no refusal for hours"
+            connection.exec_driver_sql(
+                _TELL, {"provider": provider, "kind": "limit_restored", "detail": detail, "is_recovery": True}
+            )
