@@ -7,6 +7,7 @@ Sizes of quotes were round lots until 2025-11-03 and are shares since (the SEC's
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -384,7 +385,25 @@ def parse_page(body: bytes, symbols: Sequence[str]) -> BarsPage:
     strange = sorted(set(bars) - set(symbols))
     if strange:
         raise PayloadError(f"bars of {strange[0][:20]!r}, which was not asked for", provider=NAME)
-    return BarsPage({symbol: listing(rows, f"bars.{symbol}", NAME) for symbol, rows in bars.items()}, token)
+    page = BarsPage({symbol: listing(rows, f"bars.{symbol}", NAME) for symbol, rows in bars.items()}, token)
+    if token is not None:
+        _refuse_cut(page, token)
+    return page
+
+
+def _refuse_cut(page: BarsPage, token: str) -> None:
+    """A token is base64 of "AAPL|M|2024-07-01T13:30:00Z", the last bar of its page: where it reads so, the page must hold that bar.
+
+    Alpaca may send short pages, so their length tells nothing. A token of another form is what it is documented as: opaque.
+    """
+    try:
+        symbol, *_, last = base64.b64decode(token, validate=True).decode().split("|")
+        named = int(last) if last.isdigit() else int(_instant(last).timestamp())
+    except (ValueError, TypeError):
+        return
+    stamps = _stamps([row.get("t") for row in page.rows.get(symbol, ()) if isinstance(row, dict)])
+    if not len(stamps) or stamps.max() < named:
+        raise PayloadError(f"a page that breaks off before the bar of {symbol[:20]} that its token names", provider=NAME)
 
 
 def parse_pages(pages: Sequence[BarsPage], request: BarsRequest) -> ParsedBars:
@@ -440,7 +459,7 @@ def parse_quotes(body: bytes, symbols: Sequence[str], *, delay_seconds: int) -> 
             quotes.append(_quote(symbol, mapping(found[symbol], NAME), delay_seconds))
         except (PayloadError, ValueError, TypeError, OverflowError) as wrong:
             refused.append(RefusedRecord(f"{symbol}: {shown(found[symbol])}", str(wrong)))
-    return quotes, refused
+    return tuple(quotes), tuple(refused)
 
 
 def _quote(symbol: str, told: Mapping[str, Any], delay_seconds: int) -> Quote:
