@@ -83,7 +83,8 @@ CAPABILITIES: Mapping[Interval, Capability] = MappingProxyType(
         Interval.D1: bars_capability(Interval.D1, reach_seconds=None, span_seconds=None, delay_seconds=64 * 3600, stamp=Stamp.DATE),
     }
 )
-QUOTES = Capability(name=QUOTES_L1, delay_seconds=_DELAY_SECONDS, basis=Basis.RAW)
+# Whose bid and ask it is, is not said: AAPL's recorded spread at the close, 14 cents, is not that of the whole market.
+QUOTES = Capability(name=QUOTES_L1, delay_seconds=_DELAY_SECONDS, basis=Basis.RAW, feed=Feed.CBOE)
 CHAINS = Capability(name=OPTIONS_CHAIN, delay_seconds=_DELAY_SECONDS, basis=Basis.RAW)
 
 _ROW = RowNames("open", "high", "low", "close", "volume")

@@ -189,13 +189,13 @@ class Valued:
     rho: float
 
 
-def black_scholes(spot: float, strike: float, years: float, sigma: float, right: str) -> Valued:
-    """A European option without dividends at a rate of 4 %. Black, Scholes, 1973, equation 13; Hull, chapter 19, for the rest."""
+def black_scholes(spot: float, strike: float, years: float, sigma: float, right: str, *, rate: float = RATE) -> Valued:
+    """A European option without dividends. Price: Black, Scholes, 1973, equation 13; the rest: Hull, chapter 19."""
     spread = sigma * math.sqrt(years)
-    d1 = (math.log(spot / strike) + (RATE + sigma**2 / 2) * years) / spread
+    d1 = (math.log(spot / strike) + (rate + sigma**2 / 2) * years) / spread
     d2 = d1 - spread
     sign = 1 if right == "C" else -1
-    discounted = strike * math.exp(-RATE * years)
+    discounted = strike * math.exp(-rate * years)
     density = math.exp(-(d1**2) / 2) / math.sqrt(2 * math.pi)
     decay = -spot * density * sigma / (2 * math.sqrt(years))
     return Valued(
@@ -203,7 +203,7 @@ def black_scholes(spot: float, strike: float, years: float, sigma: float, right:
         delta=sign * _normal(sign * d1),
         gamma=density / (spot * spread),
         vega=spot * density * math.sqrt(years) / 100,
-        theta=(decay - sign * RATE * discounted * _normal(sign * d2)) / 365,
+        theta=(decay - sign * rate * discounted * _normal(sign * d2)) / 365,
         rho=sign * discounted * years * _normal(sign * d2) / 100,
     )
 

@@ -173,7 +173,7 @@ def test_it_serves_bars_quotes_and_chains_a_quarter_of_an_hour_late() -> None:
     can = {capability.name: capability for capability in cboe.capabilities}
     assert set(can) == {"bars_1m", EOD, QUOTES_L1, OPTIONS_CHAIN}
     assert (can["bars_1m"].stamp, can["bars_1m"].feed, can["bars_1m"].reach_seconds) == (Stamp.CLOSE, Feed.CBOE, 86_400)
-    assert (can[EOD].stamp, can[EOD].feed) == (Stamp.DATE, Feed.CONSOLIDATED)
+    assert (can[EOD].stamp, can[EOD].feed, can[QUOTES_L1].feed) == (Stamp.DATE, Feed.CONSOLIDATED, Feed.CBOE)
     assert {can[name].delay_seconds for name in ("bars_1m", QUOTES_L1, OPTIONS_CHAIN)} == {900}
 
 

@@ -51,12 +51,12 @@ def _body(entry: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _shape(value: object) -> object:
+def shape(value: object) -> object:
     """Key sets, types and where null may stand; not lengths, order or values. Epochs as keys are one key."""
     if isinstance(value, dict):
-        return {"<epoch>" if key.isdigit() else key: _shape(inner) for key, inner in value.items()}
+        return {"<epoch>" if key.isdigit() else key: shape(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return sorted({json.dumps(_shape(inner), sort_keys=True) for inner in value})
+        return sorted({json.dumps(shape(inner), sort_keys=True) for inner in value})
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     return type(value).__name__
@@ -105,7 +105,7 @@ def _generated(entry: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
 def test_the_answer_has_the_structure_of_the_recorded_one(entry: dict[str, Any], tmp_path: Path) -> None:
     generated, _ = _generated(entry, tmp_path)
 
-    assert _shape(generated) == _shape(_body(entry))
+    assert shape(generated) == shape(_body(entry))
 
 
 @pytest.mark.parametrize(
