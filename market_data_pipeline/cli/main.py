@@ -35,6 +35,7 @@ COMMANDS = {
     "exec": _Entry("stack:exec_", "Run a command in the environment of the stack."),
     "universe": _Entry("universe:universe", "Load, list and show the symbols that are followed."),
     "backfill": _Entry("backfill:backfill", "Fetch candles of past sessions through Dagster runs, and watch them."),
+    "fetch": _Entry("fetch:fetch", "Fetch quotes, option chains and economic series, or print stored ones."),
     "candles": _Entry("candles:candles", "Print stored bars, as they are or as they were known at a time."),
     "revisions": _Entry("candles:revisions", "Print the values that were replaced, and what they became."),
     "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),

@@ -11,6 +11,7 @@ import click
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import CalendarHorizonError, InvalidInputError
+from market_data_pipeline.domain.macro import valid_series
 from market_data_pipeline.domain.universe import Tier, valid_symbol
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
 
 SYMBOL = _Text("symbol", valid_symbol)
 SYMBOLS = _Text("A,B,…", parse_symbols)
+SERIES = _Text("series", valid_series)
 INTERVAL = _Text("interval", Interval.parse)
 SESSION = _Text("YYYY-MM-DD", parse_session)
 INSTANT = _Text("instant", parse_instant)
