@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from market_data_pipeline.defs.candles import candle_assets, candle_jobs
+from market_data_pipeline.defs.checks import agreement_checks, second_opinions_job, second_opinions_schedule
 from market_data_pipeline.defs.maintenance import prune_job, prune_schedule, reconcile_job
 from market_data_pipeline.defs.schedules import poll_job, schedules
 from market_data_pipeline.defs.sensors import gap_sensor, janitor_sensor, symbols_sensor
@@ -39,8 +40,9 @@ def build_definitions(
         sensors.append(symbols_sensor(plan))
     return dg.Definitions(
         assets=candle_assets(plan),
-        jobs=[*jobs, poll_job(), reconcile_job(plan), prune_job(settings)],
-        schedules=[*schedules(plan, in_force=in_force), prune_schedule()],
+        asset_checks=agreement_checks(),
+        jobs=[*jobs, poll_job(), reconcile_job(plan), prune_job(settings), second_opinions_job(settings)],
+        schedules=[*schedules(plan, in_force=in_force), prune_schedule(), second_opinions_schedule()],
         sensors=sensors,
         resources={"workbenches": workbenches or Workbenches(settings)},
         # A process a step costs two seconds; our steps use threads where they wait.

@@ -55,7 +55,8 @@ def candle_jobs() -> list[Any]:  # Dagster has no public name for what define_as
     return [
         dg.define_asset_job(
             job_name(fetched),
-            selection=dg.AssetSelection.assets(*(asset_key(interval) for interval in family(fetched))),
+            # The checks are about a month and have a job of their own: not with every run of a few partitions.
+            selection=dg.AssetSelection.assets(*(asset_key(interval) for interval in family(fetched))).without_checks(),
             description=f"Bring partitions of {', '.join(f'candles/{i}' for i in family(fetched))} up to date.",
         )
         for fetched in FETCHED_INTERVALS

@@ -23,7 +23,7 @@ CALENDAR = "mdp/calendar"
 FRESH_FIRST, WHEN_THERE_IS_ROOM = "10", "0"
 
 # With RECONCILE the jobs that are not of assets; every op of theirs shows a heartbeat, too.
-POLL, PRUNE = "poll_candles", "prune_event_log"
+POLL, PRUNE, SECOND_OPINIONS = "poll_candles", "prune_event_log", "second_opinions"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -53,7 +53,9 @@ def cells_in_flight(instance: dg.DagsterInstance, plan: PartitionPlan, *, now: d
 
 def is_ours(run: dg.DagsterRun) -> bool:
     """Whether ``run`` is of this code location: another may share the instance, and its runs show us no heartbeat."""
-    return run.job_name in {POLL, RECONCILE, PRUNE} or any(_works_on(run, fetched) for fetched in FETCHED_INTERVALS)
+    return run.job_name in {POLL, RECONCILE, PRUNE, SECOND_OPINIONS} or any(
+        _works_on(run, fetched) for fetched in FETCHED_INTERVALS
+    )
 
 
 def _works_on(run: dg.DagsterRun, fetched: Interval) -> bool:

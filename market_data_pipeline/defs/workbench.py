@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.ingest.report import Stretch, StretchReport
+    from market_data_pipeline.ingest.second_opinion import SecondOpinions
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.heartbeats import Heartbeat
     from market_data_pipeline.storage.ledger import DueGap
+    from market_data_pipeline.storage.opinions import Opinion
 
 SECONDS_BETWEEN_BEATS = 15.0
 
@@ -74,6 +76,14 @@ class Workbench(Protocol):
 
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         """What the ledger holds of these sessions, both included."""
+        ...
+
+    def ask_second_opinions(self, interval: Interval, *, share: float, run_id: str) -> SecondOpinions:
+        """Ask other providers about ``share`` of the sessions of the last week, and first about those that look odd."""
+        ...
+
+    def opinions(self, interval: Interval, *, days: int) -> Sequence[Opinion]:
+        """The newest second opinion on each session of the last ``days`` days, the newest session first."""
         ...
 
     def beating(self, run_id: str) -> AbstractContextManager[None]:
@@ -150,6 +160,20 @@ class RealWorkbench:
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         """The ledger's rows."""
         return self.pipeline.ledger.rows(symbol_ids, interval, first, last)
+
+    def ask_second_opinions(self, interval: Interval, *, share: float, run_id: str) -> SecondOpinions:
+        """The use-case, over the active universe."""
+        from market_data_pipeline.ingest.second_opinion import ask_second_opinions, sampled  # noqa: PLC0415 - see Workbenches.open
+
+        instruments = self.instruments(active_only=True)
+        subjects = sampled(instruments, interval, pipeline=self.pipeline, now=self.now(), share=share)
+        return ask_second_opinions(subjects, interval, pipeline=self.pipeline, run_id=run_id)
+
+    def opinions(self, interval: Interval, *, days: int) -> Sequence[Opinion]:
+        """The table's."""
+        from market_data_pipeline.ingest.second_opinion import opinions_since  # noqa: PLC0415 - see Workbenches.open
+
+        return opinions_since(self.pipeline, interval, days=days)
 
     @contextmanager
     def beating(self, run_id: str) -> Iterator[None]:

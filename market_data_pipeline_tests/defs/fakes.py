@@ -15,6 +15,7 @@ from market_data_pipeline.domain.coverage import LedgerRow, Verdict
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.domain.universe import Instrument, Tier
 from market_data_pipeline.ingest.report import Stretch, StretchReport
+from market_data_pipeline.ingest.second_opinion import SecondOpinions
 from market_data_pipeline.storage.heartbeats import Heartbeat
 from market_data_pipeline.storage.ledger import DueGap
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from market_data_pipeline.domain.sessions import TradingCalendar
+    from market_data_pipeline.storage.opinions import Opinion
 
 NOW = datetime(2024, 3, 8, 22, 0, tzinfo=UTC)
 
@@ -110,6 +112,9 @@ class FakeWorkbench:
     refetched: list[bool] = field(default_factory=list)
     lanes: list[tuple[Lane, str | None]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    opinions_held: list[Opinion] = field(default_factory=list)
+    opinions_to_come: Sequence[Opinion] = ()
+    shares_asked: list[tuple[Interval, float]] = field(default_factory=list)
 
     @contextmanager
     def open(self) -> Iterator[FakeWorkbench]:
@@ -152,6 +157,17 @@ class FakeWorkbench:
         return [
             row for row in self.rows if row.symbol_id in symbol_ids and row.interval is interval and first <= row.session <= last
         ]
+
+    def ask_second_opinions(self, interval: Interval, *, share: float, run_id: str) -> SecondOpinions:
+        del run_id
+        self.shares_asked.append((interval, share))
+        told = [opinion for opinion in self.opinions_to_come if opinion.interval is interval]
+        self.opinions_held.extend(told)
+        return SecondOpinions(told, {"IBM 2024-03-08": "nobody answered"}, "the budget is spent")
+
+    def opinions(self, interval: Interval, *, days: int) -> Sequence[Opinion]:
+        del days
+        return [opinion for opinion in self.opinions_held if opinion.interval is interval]
 
     @contextmanager
     def beating(self, run_id: str) -> Iterator[None]:
