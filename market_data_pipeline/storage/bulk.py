@@ -351,6 +351,11 @@ select session_index, count(*) filter (where not stored), count(*) filter (where
   from found group by session_index"""  # noqa: S608 - column and table names of this module
             for float32, differs in ((False, exactly), (True, f"({as_float32})"))
         }
+        # Whose answer it was is told how many of its bars were not taken: nothing is left out in silence.
+        self._note_left_alone = f"""
+update fetches f set dropped = f.dropped || jsonb_build_object('left_alone', k.bars)
+  from (select fetch_id, count(*) as bars from {changed} where stored and not overrules group by fetch_id) k
+ where f.fetch_id = k.fetch_id"""  # noqa: S608 - as above
         replaced = (*VALUES, *ORIGIN)
         self._apply = f"""
 merge into {name} b using {changed} s on {here}
@@ -402,9 +407,12 @@ when not matched then insert ({_listed(self.columns)}) values ({_listed(self.col
             for index, inserted, revised, _, known_at in found
             if inserted or revised
         }
+        left_alone = {index: bars for index, _, _, bars, _ in found if bars}
         if changed:
             cursor.execute(self._apply, bounds)
-        return StageChanges(changed, {index: left_alone for index, *_, left_alone, _ in found if left_alone})
+        if left_alone:
+            cursor.execute(self._note_left_alone)
+        return StageChanges(changed, left_alone)
 
 
 INTRADAY = StagedTable("candles_intraday", ("symbol_id", "interval_s", "opened_at"))

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
+from market_data_pipeline.domain.capabilities import Feed
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, InvalidInputError
 from market_data_pipeline.domain.healing import HealingPolicy
 from market_data_pipeline.domain.ports import CorporateAction, RefusedBars
@@ -65,11 +66,20 @@ class Store:
         self.reader = CandleReader(engine)
         (self.aapl,) = add_symbols(engine, "AAPL")
 
-    def write(self, *answers: Answer, now: datetime = LATER, known_at: datetime | None = None, **different: Any) -> WriteReport:  # noqa: ANN401 - builders.batch's own
-        return self.put(batch(*answers, **different), now=now, known_at=known_at)
+    def write(
+        self,
+        *answers: Answer,
+        now: datetime = LATER,
+        known_at: datetime | None = None,
+        ranking: Sequence[str] | None = None,
+        **different: Any,  # noqa: ANN401 - builders.batch's own
+    ) -> WriteReport:
+        return self.put(batch(*answers, **different), now=now, known_at=known_at, ranking=ranking)
 
-    def put(self, whole: CandleBatch, *, now: datetime = LATER, known_at: datetime | None = None) -> WriteReport:
-        return self.writer.write(whole, now=now, policy=POLICY, known_at=known_at, run_id="a run")
+    def put(
+        self, whole: CandleBatch, *, now: datetime = LATER, known_at: datetime | None = None, ranking: Sequence[str] | None = None
+    ) -> WriteReport:
+        return self.writer.write(whole, now=now, policy=POLICY, known_at=known_at, run_id="a run", ranking=ranking)
 
     def closes(self, symbol_id: int | None = None, as_of: datetime | None = None) -> dict[int, float]:
         stored = self.reader.read([symbol_id or self.aapl], Interval.M1, *WEEK, as_of=as_of).columns
@@ -595,6 +605,75 @@ def test_an_answer_without_bars_names_its_instrument_where_the_batch_says_so(sto
     store.put(replace(batch(Answer(store.aapl, MONDAY)), fetch_symbol_ids=[store.aapl]))
 
     assert store.one("select symbol_id from fetches") == store.aapl
+
+
+# --- bars of several providers -----------------------------------------------------------------------------------------
+
+
+def test_a_stored_bar_is_its_providers_and_another_one_only_fills_holes(store: Store) -> None:
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 11.0}), provider="yahoo")
+    report = store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 99.0, 2: 12.0}), provider="alpaca", known_at=at(5))
+    assert (report.inserted, report.revised, report.unchanged, report.left_alone) == (1, 0, 1, 1)
+    assert list(store.closes().values()) == [10.0, 11.0, 12.0]
+    assert store.one("select count(*) from candle_revisions") == 0
+    read = store.reader.read([store.aapl], Interval.M1, *WEEK, provenance=True)
+    assert read.providers == ["yahoo", "yahoo", "alpaca"]
+    assert store.coverage().present == "11100"
+    # What was not taken stands in the record of the answer that brought it.
+    assert store.rows("select provider, dropped from fetches order by fetch_id") == [("yahoo", {}), ("alpaca", {"left_alone": 1})]
+
+
+def test_its_own_provider_still_revises_a_bar_that_another_one_was_not_allowed_to(store: Store) -> None:
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 11.0}), provider="yahoo")
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 99.0}), provider="alpaca", known_at=at(5))
+    report = store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 99.0}), provider="yahoo", known_at=at(6))
+    assert (report.revised, report.left_alone) == (1, 0)
+    assert list(store.closes().values()) == [10.0, 99.0]
+
+
+@pytest.mark.parametrize(
+    ("asker", "ranking", "wins"),
+    [
+        ("yahoo", None, False),
+        ("yahoo", ["yahoo", "alpaca"], True),
+        ("massive", ["yahoo", "alpaca", "massive"], False),
+        ("massive", ["yahoo", "massive"], True),
+        ("massive", ["yahoo"], False),
+    ],
+)
+def test_asked_again_on_purpose_a_better_provider_takes_over_a_bar(
+    store: Store, *, asker: str, ranking: list[str] | None, wins: bool
+) -> None:
+    store.write(Answer(store.aapl, MONDAY, {0: 10.0}), provider="alpaca", known_at=at(0))
+    report = store.write(Answer(store.aapl, MONDAY, {0: 12.0}), provider=asker, known_at=at(5), ranking=ranking)
+    assert (report.revised, report.left_alone) == (int(wins), int(not wins))
+    assert list(store.closes().values()) == [12.0 if wins else 10.0]
+    assert list(store.closes(as_of=at(4)).values()) == [10.0]
+
+
+def test_one_session_may_hold_bars_of_several_answers_each_with_its_provider_and_feed(store: Store) -> None:
+    mixed = replace(
+        batch(Answer(store.aapl, MONDAY, {0: 10.0, 1: 11.0, 2: 12.0})),
+        fetches=[fetch(provider="yahoo"), fetch(provider="alpaca")],
+        feeds=[Feed.CONSOLIDATED, Feed.IEX],
+        fetch_index=np.array([0, 1, 0], np.int32),
+    )
+    assert store.put(mixed).inserted == 3
+    read = store.reader.read([store.aapl], Interval.M1, *WEEK, provenance=True)
+    assert read.providers == ["yahoo", "alpaca", "yahoo"]
+    assert read.feeds == ["consolidated", "iex", "consolidated"]
+    assert store.rows("select provider, extract(epoch from last_opened_at)::int8 from ingestion_cursor order by 1") == [
+        ("alpaca", opened_at(MONDAY, 1)),
+        ("yahoo", opened_at(MONDAY, 2)),
+    ]
+    assert store.reader.read([store.aapl], Interval.M1, *WEEK).providers is None
+
+
+def test_an_answer_from_the_past_stores_its_bars_and_is_no_attempt(store: Store) -> None:
+    whole = batch(Answer(store.aapl, MONDAY, {0: 10.0, 2: 12.0}, silent=[1]))
+    store.put(replace(whole, sessions=[replace(whole.sessions[0], is_evidence=False)]))
+    row = store.coverage()
+    assert (row.present, row.attempts, row.failures) == ("10100", 0, 0)
 
 
 def test_refused_bars_are_kept_once_with_what_the_wire_held(store: Store) -> None:
