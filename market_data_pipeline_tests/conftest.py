@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,20 +103,6 @@ def template_database(postgres_url: str) -> Iterator[str]:
 @pytest.fixture
 def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     """A fresh, migrated, empty database."""
-    with cloned_database(postgres_url, template_database) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def module_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
-    """A migrated database for all tests of a module that share a world: each has symbols of its own."""
-    with cloned_database(postgres_url, template_database) as url:
-        yield url
-
-
-@contextmanager
-def cloned_database(postgres_url: str, template_database: str) -> Iterator[str]:
-    """A copy of the template, dropped at the end of the block."""
     name = f"test_{secrets.token_hex(6)}"
     # file_copy: a fifth faster than wal_log here, since nothing is flushed.
     clone = sql.SQL("create database {} template {} strategy file_copy").format(

@@ -98,6 +98,22 @@ def a_world(
             yield World(told, simulator, pipeline)
 
 
+@dataclass(frozen=True, slots=True)
+class Worlds:
+    """Pipelines on one running simulator and one database: what a module with many tests opens, each with the vendors it names."""
+
+    simulator: RunningSimulator
+    database_url: str
+    home: Path
+
+    @contextmanager
+    def of(self, *vendors: str, **settings: Any) -> Iterator[World]:  # noqa: ANN401 - fields of Settings
+        """A pipeline with these vendors, in this order; ``settings`` as in ``a_world``."""
+        told = settings_in(self.simulator, vendors=vendors, home=self.home, database_url=SecretStr(self.database_url), **settings)
+        with open_pipeline(told) as pipeline:
+            yield World(told, self.simulator, pipeline)
+
+
 def settings_in(
     simulator: RunningSimulator,
     *,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from pydantic import SecretStr
 
 from market_data_pipeline.domain.agreement import draw
 from market_data_pipeline.domain.candles import Interval
@@ -18,8 +16,7 @@ from market_data_pipeline.domain.universe import Tier, UniverseEntry
 from market_data_pipeline.ingest.second_opinion import SecondOpinions, Subject, ask_second_opinions, finished_sessions, sampled
 from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
 from market_data_pipeline.storage.opinions import Opinion, OpinionStore
-from market_data_pipeline.wiring import open_pipeline
-from market_data_pipeline_tests.world import FRIDAY, MONDAY, SATURDAY, UNLIMITED, World, expected_opens, settings_in
+from market_data_pipeline_tests.world import FRIDAY, MONDAY, SATURDAY, UNLIMITED, World, Worlds, expected_opens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,19 +45,6 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSimul
                 writer.writerow([stamp, close - 0.01, close + 0.02, close - 0.03, close, 10_000 + place])
     with running_simulator(data=data, now=SATURDAY, limits=UNLIMITED) as running:
         yield running
-
-
-class Worlds:
-    """Pipelines on one simulator and one database, each with the vendors that a test names, in that order."""
-
-    def __init__(self, simulator: RunningSimulator, database_url: str, home: Path) -> None:
-        self.simulator, self._database_url, self._home = simulator, database_url, home
-
-    @contextmanager
-    def of(self, *vendors: str, **settings: Any) -> Iterator[World]:  # noqa: ANN401 - fields of Settings
-        told = settings_in(self.simulator, vendors=vendors, home=self._home, database_url=SecretStr(self._database_url), **settings)
-        with open_pipeline(told) as pipeline:
-            yield World(told, self.simulator, pipeline)
 
 
 @pytest.fixture
