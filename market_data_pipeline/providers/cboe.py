@@ -185,7 +185,8 @@ class CboeProvider:
         found: list[_T] = []
 
         def check(answer: HttpAnswer) -> None:
-            if answer.status == 404:
+            # The CDN's or the bucket's own page; JSON would be somebody else's.
+            if answer.status == 404 and answer.body.lstrip()[:1] in {b"<", b""}:
                 raise UnknownSymbolError(f"{symbol}: HTTP 404: there is no such file", provider=NAME)
             refuse_outage(answer, NAME)
             if answer.status != 200:

@@ -12,10 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.capabilities import QUOTES_L1, Stamp
+from market_data_pipeline.domain.capabilities import OPTIONS_CHAIN, QUOTES_L1, Stamp
 from market_data_pipeline.domain.errors import EntitlementError, PayloadError, ProviderError, TransientError
 from market_data_pipeline.providers.alpaca import AlpacaProvider
 from market_data_pipeline.providers.alphavantage import AlphaVantageProvider
+from market_data_pipeline.providers.cboe import CboeProvider
 from market_data_pipeline.providers.finnhub import FinnhubProvider
 from market_data_pipeline.providers.massive import MassiveProvider
 from market_data_pipeline.providers.yahoo import YahooProvider
@@ -127,6 +128,37 @@ def yahoo_bars(asked: Asked, bars: Sequence[Bar]) -> Reply:
     return reply({"chart": {"result": [{"meta": meta, "timestamp": stamps, "indicators": {"quote": [quote]}}], "error": None}})
 
 
+def cboe_bars(asked: Asked, bars: Sequence[Bar]) -> Reply:
+    symbol = asked.path.rpartition("/")[2].removesuffix(".json")
+    if "/charts/historical/" in asked.path:
+        days = picked(bars, symbol, Interval.D1)
+        rows = [{"date": f"{bar.at:%Y-%m-%d}", **values_of(bar)} for bar in days]
+        return reply({"timestamp": "11:00:17", "data": rows, "symbol": symbol})
+    rows = []
+    for bar in picked(bars, symbol, Interval.M1):
+        closed = datetime.fromtimestamp(bar.opened_at + 60, NEW_YORK)
+        price = {name: value for name, value in values_of(bar).items() if name != "volume"}
+        rows.append({"datetime": f"{closed:%Y-%m-%dT%H:%M:%S}", "price": price, "volume": {"stock_volume": bar.volume}})
+    return reply({"timestamp": "2024-07-02 20:59:00", "data": rows, "symbol": symbol})
+
+
+def values_of(bar: Bar) -> dict[str, Any]:
+    return {name: getattr(bar, name) for name in ("open", "high", "low", "close", "volume")}
+
+
+def cboe_quotes(asked: Asked) -> Reply:
+    symbol = asked.path.rpartition("/")[2].removesuffix(".json")
+    data = {"symbol": symbol, "bid": 10.0, "ask": 10.1, "current_price": 10.05, "last_trade_time": "2024-07-02T15:59:59"}
+    return reply({"timestamp": "2024-07-02 20:59:00", "data": data, "symbol": symbol})
+
+
+def cboe_chain(asked: Asked) -> Reply:
+    symbol = asked.path.rpartition("/")[2].removesuffix(".json")
+    contract = {"option": f"{symbol}240719C00010000", "bid": 0.4, "ask": 0.5, "iv": 0.3, "delta": 0.5, "last_trade_time": None}
+    data = {"options": [contract], "symbol": symbol, "current_price": 10.05, "last_trade_time": "2024-07-02T15:59:59"}
+    return reply({"timestamp": "2024-07-02 20:59:00", "data": data, "symbol": symbol})
+
+
 def massive(http: HttpClient, url: str, key: str | None = KEY) -> MassiveProvider:
     return MassiveProvider(http, base_url=url, key=SecretStr(key) if key else None)
 
@@ -172,6 +204,13 @@ VENDORS = {
         key_in_url=True,
     ),
     "yahoo": Vendor(open=yahoo, bars=yahoo_bars),
+    "cboe": Vendor(
+        open=lambda http, url: CboeProvider(http, base_url=url, user_agent="contract"),
+        bars=cboe_bars,
+        answers={QUOTES_L1: cboe_quotes, OPTIONS_CHAIN: cboe_chain},
+        # Before the next session: its minutes are of the latest one alone.
+        now=datetime(2024, 7, 3, 12, tzinfo=UTC),
+    ),
 }
 
 
