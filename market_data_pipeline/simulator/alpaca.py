@@ -16,6 +16,7 @@ from market_data_pipeline.domain.capabilities import RateLimit
 from market_data_pipeline.simulator.market import NO_BARS, Bars
 from market_data_pipeline.simulator.tape import (
     NEW_YORK,
+    around,
     as_traded,
     known_bars,
     listed,
@@ -153,8 +154,8 @@ class BarsEndpoint:
         for name in sorted(set(call.symbols)):
             if name < first_symbol:
                 continue
-            bars = _bars_of(scene, name, call.interval or "1d", asked)
-            bars = bars.between(max(start, after) if name == first_symbol else start, end)
+            first = max(start, after) if name == first_symbol else start
+            bars = _bars_of(scene, name, call.interval or "1d", asked, (first, end)).between(first, end)
             if len(bars) > left:
                 token = _page_name(name, int(bars.opened_at[left - 1]))
                 bars = bars.take(slice(0, left))
@@ -167,11 +168,12 @@ class BarsEndpoint:
         return BarsAnswer(tables, _written, page=call.page, next_page=token)
 
 
-def _bars_of(scene: Scene, name: str, interval: str, asked: _BarsAsked) -> Bars:
+def _bars_of(scene: Scene, name: str, interval: str, asked: _BarsAsked, window: tuple[int, int]) -> Bars:
     symbol = listed(scene.market, name)
     if symbol is None:
         return NO_BARS
-    bars = on_iex(scene, symbol, interval) if asked.feed == "iex" else known_bars(scene, symbol, interval)
+    whole = around(known_bars(scene, symbol, interval), *window)
+    bars = on_iex(scene, symbol, interval, *window) if asked.feed == "iex" else whole
     if asked.adjustment in {"raw", "dividend"}:
         bars = as_traded(scene, symbol, bars)
     return replace(bars, opened_at=midnights(bars.opened_at)) if interval == "1d" else bars

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from market_data_pipeline.domain.capabilities import RateLimit
 from market_data_pipeline.simulator.market import DAY, NO_BARS, Bars
-from market_data_pipeline.simulator.tape import NEW_YORK, as_traded, known_bars, listed, midnights, rows_of, table_of
+from market_data_pipeline.simulator.tape import NEW_YORK, around, as_traded, known_bars, listed, midnights, rows_of, table_of
 from market_data_pipeline.simulator.vendor import (
     FREE,
     PREMIUM,
@@ -146,9 +146,8 @@ class RangeEndpoint:
             return refuse(403, refused)
         asked: _RangeAsked = call.asked
         name, interval = call.symbols[0], call.interval or "1d"
-        bars = _bars_of(scene, name, interval, adjusted=asked.adjusted).between(
-            max(call.start or 0, _after(call.page)), call.end or 0
-        )
+        start, end = max(call.start or 0, _after(call.page)), call.end or 0
+        bars = _bars_of(scene, name, interval, (start, end), adjusted=asked.adjusted).between(start, end)
         following = ""
         if len(bars) > asked.limit:
             bars = bars.take(slice(0, asked.limit))
@@ -175,11 +174,11 @@ class RangeEndpoint:
         return BarsAnswer((table_of(name, interval, bars),), write, page=call.page, next_page=following)
 
 
-def _bars_of(scene: Scene, name: str, interval: str, *, adjusted: bool) -> Bars:
+def _bars_of(scene: Scene, name: str, interval: str, window: tuple[int, int], *, adjusted: bool) -> Bars:
     symbol = listed(scene.market, name)
     if symbol is None:
         return NO_BARS
-    bars = known_bars(scene, symbol, interval)
+    bars = around(known_bars(scene, symbol, interval), *window)
     if not adjusted:
         bars = as_traded(scene, symbol, bars)
     return replace(bars, opened_at=midnights(bars.opened_at)) if interval == "1d" else bars

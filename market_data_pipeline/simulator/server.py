@@ -101,7 +101,7 @@ class Simulator:
     def answer(self, received: Received) -> Reply:
         """The provider's reply to one request, limits and faults included; the request is in the log afterwards."""
         now_us = self.clock.now_us()
-        vendor = next(v for v in self._by_prefix if received.path.startswith(f"{v.prefix}/"))
+        vendor = next((v for v in self._by_prefix if received.path.startswith(f"{v.prefix}/")), self._by_prefix[-1])
         if received.method not in {"GET", "HEAD"}:
             return self._logged(
                 received,

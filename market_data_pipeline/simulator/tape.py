@@ -66,15 +66,21 @@ def as_traded(scene: Scene, symbol: str, bars: Bars) -> Bars:
     return replace(bars, ohlcv=np.vstack([np.round(bars.ohlcv[:4] * factors, 6), np.round(bars.ohlcv[4] / factors, 6)]))
 
 
-def on_iex(scene: Scene, symbol: str, interval: str) -> Bars:
+def around(bars: Bars, start: int, end: int) -> Bars:
+    """The bars of [start, end) and of two days on either side: those asked for are among them, whatever they are stamped with."""
+    return bars.between(start - 2 * DAY, end + 2 * DAY)
+
+
+def on_iex(scene: Scene, symbol: str, interval: str, start: int, end: int) -> Bars:
     """What was traded on IEX alone: a small share of the volume, a narrower range, and some minutes without a trade.
 
-    Days and hours are made of its minutes, so that they agree; where there are no minutes, they are a share of the whole.
+    Those ``around`` [start, end). Days and hours are made of its minutes, so that they agree; without minutes, they are a share of
+    the whole.
     """
-    minutes = known_bars(scene, symbol, "1m")
+    own = around(known_bars(scene, symbol, interval), start, end)
+    minutes = own if interval == "1m" else around(known_bars(scene, symbol, "1m"), start, end + DAY)
     if not len(minutes) or interval == "1m":
-        return _iex_share(scene, symbol, minutes if interval == "1m" else known_bars(scene, symbol, interval))
-    own = known_bars(scene, symbol, interval)
+        return _iex_share(scene, symbol, own)
     built = aggregate(_iex_share(scene, symbol, minutes), scene.market.grid(symbol), SECONDS[interval])
     return built.take(np.isin(built.opened_at, own.opened_at)) if len(built) else NO_BARS
 
