@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from market_data_pipeline.domain.capabilities import HISTORY, OPTIONS_CHAIN, QUOTES_L1
 from market_data_pipeline.domain.errors import (
@@ -369,6 +372,59 @@ def test_a_broken_quote_of_the_underlying_costs_the_spot_and_not_the_chain() -> 
 def test_no_result_is_an_unknown_symbol() -> None:
     with pytest.raises(UnknownSymbolError):
         parse_options(b'{"optionChain":{"result":[],"error":null}}', "NOPE")
+
+
+# --- whatever comes ----------------------------------------------------------------------------------------------------
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def places_in(document: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:  # noqa: ANN401 - JSON
+    """The way to everything in a document."""
+    inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    return [here, *(place for key, value in inner for place in places_in(value, (*here, key)))]
+
+
+def with_another(document: Any, place: tuple[Any, ...], value: object) -> Any:  # noqa: ANN401 - JSON
+    """A copy of a document that holds ``value`` at ``place``."""
+    if not place:
+        return value
+    copy = dict(document) if isinstance(document, dict) else list(document)
+    copy[place[0]] = with_another(copy[place[0]], place[1:], value)
+    return copy
+
+
+QUOTES = json.loads(quotes_body(quote(), quote(symbol="MSFT")))
+CHAIN = json.loads(chain_body(contract(), contract("AAPL250228C00120000"), puts=(contract("AAPL250228P00110000"),)))
+
+
+@given(st.sampled_from(places_in(QUOTES)), ANYTHING)
+def test_of_bent_quotes_every_record_is_told_refused_or_hollow_or_the_answer_is_an_error(place: Any, value: object) -> None:  # noqa: ANN401
+    try:
+        parsed = parse_quotes(json.dumps(with_another(QUOTES, place, value)).encode(), ["AAPL", "MSFT"])
+    except ProviderError:
+        return
+    assert len(parsed.quotes) + len(parsed.refused) + len(parsed.hollow) == parsed.received
+    for found in parsed.quotes:
+        told = [v for v in (found.bid, found.ask, found.last, found.bid_size, found.volume) if v is not None]
+        assert all(math.isfinite(number) and number >= 0 for number in told)
+
+
+@given(st.sampled_from(places_in(CHAIN)), ANYTHING)
+def test_of_a_bent_chain_every_contract_is_told_or_refused_or_the_answer_is_an_error(place: Any, value: object) -> None:  # noqa: ANN401
+    try:
+        parsed = parse_options(json.dumps(with_another(CHAIN, place, value)).encode(), "AAPL")
+    except ProviderError:
+        return
+    assert len(parsed.contracts) + len(parsed.refused) == parsed.received
+    for found in parsed.contracts:
+        told = [v for v in (found.bid, found.ask, found.last, found.volume, found.iv) if v is not None]
+        assert all(math.isfinite(number) and number >= 0 for number in told)
+        assert found.strike > 0
 
 
 # --- asking: the session -----------------------------------------------------------------------------------------------
