@@ -168,8 +168,7 @@ class ProviderHealth:
         A demoted provider gets it back for the next request when nothing was heard of it for a cool-down: without samples it could
         never be promoted.
         """
-        rested = self.sampled_at is None or now - self.sampled_at >= timedelta(seconds=policy.breaker_cooldown_seconds)
-        return self.is_demoted and not rested
+        return self.is_demoted and self.sampled_at is not None and _is_near(self.sampled_at, now, policy)
 
     # --- whether it may be asked ---------------------------------------------------------------------------------------
 
@@ -177,10 +176,9 @@ class ProviderHealth:
         """Whether it may be asked at ``now``. A trial must be begun (``on_trial``) by exactly one before it is used."""
         if self.disabled_until is not None and now < self.disabled_until:
             return Admission(is_admitted=False, reason=f"disabled until {_written(self.disabled_until)}: {self.reason}")
-        if self.breaker is Breaker.OPEN and self.opened_at is not None:
+        if self.breaker is Breaker.OPEN and self.opened_at is not None and _is_near(self.opened_at, now, policy):
             until = self.opened_at + timedelta(seconds=policy.breaker_cooldown_seconds)
-            if now < until:
-                return Admission(is_admitted=False, reason=f"breaker open until {_written(until)}: {self.reason}")
+            return Admission(is_admitted=False, reason=f"breaker open until {_written(until)}: {self.reason}")
         if self.disabled_until is None and self.breaker is Breaker.CLOSED:
             return ADMITTED
         why = f"{'breaker was open' if self.disabled_until is None else 'was disabled'}: {self.reason}"
@@ -285,6 +283,15 @@ def _sampled(health: ProviderHealth, outcome: Outcome, *, now: datetime, policy:
     good = sampled.good_samples + 1 if score > policy.promote_above else 0
     is_promoted = good >= policy.promote_after
     return replace(sampled, is_demoted=not is_promoted, good_samples=0 if is_promoted else good)
+
+
+def _is_near(past: datetime, now: datetime, policy: HealthPolicy) -> bool:
+    """Whether the two are less than a cool-down apart, either way round.
+
+    ``past`` may be the later one: by the seconds that a request was under way, or by years where a virtual clock was set back, and
+    then nobody shall wait for years.
+    """
+    return abs(now - past) < timedelta(seconds=policy.breaker_cooldown_seconds)
 
 
 def _moved(average: float, newest: float, weight: float) -> float:

@@ -111,10 +111,16 @@ select event_id, at, provider, capability, kind, detail, is_recovery, run_id fro
  order by event_id desc
  limit %(limit)s"""
 
+# Locked in the order in which a flush locks them: neither waits for the other.
 _FORGET = """
-delete from provider_health
- where provider = %(provider)s and (%(capability)s::text is null or capability = %(capability)s)
-returning capability"""
+with forgotten as (
+  select provider, capability from provider_health
+   where provider = %(provider)s and (%(capability)s::text is null or capability = %(capability)s)
+   order by provider, capability
+     for update
+)
+delete from provider_health h using forgotten f where (h.provider, h.capability) = (f.provider, f.capability)
+returning h.capability"""
 
 
 @dataclass(frozen=True, slots=True)

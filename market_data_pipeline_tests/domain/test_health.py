@@ -234,6 +234,12 @@ def test_an_open_breaker_rests_for_the_cool_down_and_then_offers_one_trial() -> 
     assert not under_way.admission(now=NOON + seconds(61), policy=POLICY).is_admitted
 
 
+def test_a_virtual_clock_that_was_set_back_keeps_nobody_waiting() -> None:
+    assert not an_open_one().admission(now=NOON - seconds(5), policy=POLICY).is_admitted
+    assert an_open_one().admission(now=NOON - timedelta(days=365), policy=POLICY).is_trial
+    assert not a_health(is_demoted=True, sampled_at=NOON).is_asked_last(now=NOON - timedelta(days=365), policy=POLICY)
+
+
 def test_a_trial_that_is_answered_closes_the_breaker_and_one_that_fails_opens_it_again() -> None:
     trial, later = an_open_one().on_trial(), NOON + seconds(60)
     for kind in ("ok", "barren", "unknown_symbol", "mixed_basis", "entitlement"):

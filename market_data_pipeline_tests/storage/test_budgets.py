@@ -114,6 +114,12 @@ def test_what_is_not_granted_is_not_counted(engine: Engine) -> None:
     assert a_budget(engine, RateLimit(5, 3600.0)).status()[0].left == {"5/h": 4}
 
 
+def test_a_clock_that_was_set_back_frees_nothing(engine: Engine) -> None:
+    assert taken(a_budget(engine, RateLimit(5, 60.0))) == 5
+    let_pass(engine, -90)
+    assert taken(a_budget(engine, RateLimit(5, 60.0))) == 0
+
+
 def test_taking_waits_for_its_turn_as_long_as_its_patience(engine: Engine) -> None:
     naps = Naps()
     budget = a_budget(engine, RateLimit(1, 60.0), naps=naps)
@@ -327,9 +333,10 @@ def test_live_does_not_wait_behind_a_backfill_that_takes_all_it_may(simulator: R
         simulator.set_limits(limits)
         *saturating, (sent, _, longest) = all_told([*backfill, *live])
     assert simulator.over_limit() == 0
-    assert max(waited for _, _, waited in saturating) > 1.0
+    behind = max(waited for _, _, waited in saturating)
+    assert behind > 1.0
     assert sent >= 8
-    assert longest < 0.5
+    assert longest < behind / 2
 
 
 def all_told(senders: Sequence[Process]) -> list[tuple[int, int, float]]:

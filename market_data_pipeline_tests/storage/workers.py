@@ -117,7 +117,8 @@ def _send(budget: PostgresBudget, url: str, seconds: str, lane: str, threads: st
 
     Says how many were sent, how many were refused, and the longest wait for leave to send.
     """
-    policy = HttpPolicy(deadline_seconds=float(seconds), connections=int(threads))
+    # Of its deadline a request waits half for leave, at most.
+    policy = HttpPolicy(deadline_seconds=2 * float(seconds), connections=int(threads))
     with HttpClient(policy, budget=budget) as http, ThreadPoolExecutor(int(threads)) as pool:
         http.get(url, provider="nobody")  # the first request pays for imports and the connection
         _ready()
