@@ -85,7 +85,13 @@ def a_stack(home: Path, variables: Mapping[str, str]) -> Iterator[Running]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("MDP_", "DAGSTER_"))}
-    told = {"MDP_HOME": str(home), "MDP_DAGSTER_URL": f"http://127.0.0.1:{port}", "MDP_LIMITS": "yahoo=none"}
+    told = {
+        "MDP_HOME": str(home),
+        "MDP_DAGSTER_URL": f"http://127.0.0.1:{port}",
+        # The simulator stands in for Yahoo alone here: nobody else may be asked, and it refuses nobody.
+        "MDP_POLICY_EOD": "yahoo",
+        "MDP_LIMITS": "yahoo=none",
+    }
     stack = Running(home, {**ours, **told, **variables})
     try:
         started = stack.mdp("up")

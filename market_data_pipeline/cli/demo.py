@@ -18,6 +18,8 @@ import click
 import orjson
 
 from market_data_pipeline.domain.errors import InvalidInputError, MarketDataError, UnavailableError
+from market_data_pipeline.simulator.client import variables
+from market_data_pipeline.simulator.vendor import FREE
 from market_data_pipeline.storage.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class _Demo:
             **ours,
             "MDP_HOME": str(self.home),
             "MDP_DAGSTER_URL": f"http://127.0.0.1:{port}",
-            "MDP_YAHOO_BASE_URL": urls["yahoo"],
+            # Of every provider, those without a key included: nothing of the demo may leave this machine.
+            **{name: url for name, url in variables(urls, urls["control"], plan=FREE).items() if name.endswith("_URL")},
             "MDP_CLOCK": urls["control"],
             # The simulated Yahoo refuses nobody; ours would spread the requests over half a minute.
             "MDP_LIMITS": "yahoo=none",
