@@ -91,6 +91,7 @@ _ROW = RowNames("open", "high", "low", "close", "volume")
 _GREEKS = ("delta", "gamma", "vega", "theta", "rho")
 # What stands where there never was a trade, or is no such symbol.
 _NEVER = datetime(2000, 1, 1)  # noqa: DTZ001 - as the file writes it, in New York time
+_YEARS = range(1900, 2200)
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,6})?", re.ASCII)
 
 _T = TypeVar("_T")
@@ -379,11 +380,9 @@ def _check_echo(echoed: object, symbol: str) -> None:
 def _made_at(document: Mapping[str, Any], answer: HttpAnswer) -> datetime:
     """When the file was made, UTC: as it says, or as the CDN does where it says the time of day alone."""
     stamp = document.get("timestamp")
-    if isinstance(stamp, str) and _STAMP.fullmatch(stamp):
-        try:
-            return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
-        except ValueError:
-            pass
+    told = _local(stamp)
+    if told is not None:
+        return told.replace(tzinfo=UTC)
     try:
         at = parsedate_to_datetime(answer.headers.get("last-modified", ""))
     except ValueError:
@@ -403,13 +402,14 @@ def _trade_time(record: Record) -> datetime | None:
 
 
 def _local(text: object) -> datetime | None:
-    """A time without a zone; None where ``text`` is none."""
+    """A time without a zone; None where ``text`` is none, or one that no market has seen."""
     if not isinstance(text, str) or not _STAMP.fullmatch(text):
         return None
     try:
-        return datetime.fromisoformat(text)
+        at = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return at if at.year in _YEARS else None
 
 
 def _minute(text: object) -> int:

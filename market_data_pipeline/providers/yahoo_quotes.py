@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ QUOTES = Capability(name=QUOTES_L1, symbols_per_request=SYMBOLS_PER_REQUEST, bas
 # Where Yahoo counts the sizes of bid and ask in lots of 100 (measured 2025-02); elsewhere they are shares already.
 _IN_LOTS = frozenset({"NMS", "NGM", "NCM", "NYQ", "ASE", "PCX", "BTS"})
 _LOT = 100
+_LONGEST_DELAY_MINUTES = 24 * 60
 _TRADES = tuple((f"{session}MarketTime", f"{session}MarketPrice") for session in ("pre", "regular", "post"))
 
 
@@ -131,14 +133,27 @@ def _quote(record: Record, *, asked: Mapping[str, str]) -> Quote:
         previous_close=record.price("regularMarketPreviousClose"),
         currency=record.text("currency"),
         market_state=record.text("marketState"),
-        delay_seconds=round((record.amount("exchangeDataDelayedBy") or 0) * 60),
+        delay_seconds=_delay_seconds(record),
     )
 
 
 def _size(record: Record, name: str, price: float | None, lot: int) -> float | None:
     """Shares; None where there is none, or no price that they could be had for."""
     size = record.amount(name)
-    return size * lot if size and price is not None else None
+    if not size or price is None:
+        return None
+    shares = size * lot
+    if not math.isfinite(shares):
+        raise UnusableRecordError(f"{name} is not finite")
+    return shares
+
+
+def _delay_seconds(record: Record) -> int:
+    """0 where Yahoo does not say: it names the delays that there are."""
+    minutes = record.amount("exchangeDataDelayedBy") or 0
+    if minutes > _LONGEST_DELAY_MINUTES:
+        raise UnusableRecordError(f"exchangeDataDelayedBy is no delay: {minutes:g}")
+    return round(minutes * 60)
 
 
 def last_trade(record: Record) -> tuple[datetime | None, float | None]:

@@ -224,6 +224,7 @@ def test_numbers_of_an_index_come_as_text() -> None:
     [
         ({"bid": -1}, "bid is negative: -1"),
         ({"last_trade_time": "yesterday"}, "last_trade_time is no time: 'yesterday'"),
+        ({"last_trade_time": "9999-12-31T23:59:59"}, "last_trade_time is no time: '9999-12-31T23:59:59'"),
         ({"last_trade_time": "2026-02-30T10:00:00"}, "last_trade_time is no time: '2026-02-30T10:00:00'"),
         ({"bid": 0, "ask": 0, "current_price": 0}, "AAPL has no bid, no ask and no last price"),
     ],

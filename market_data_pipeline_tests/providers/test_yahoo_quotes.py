@@ -236,6 +236,8 @@ def test_numbers_as_text_are_read() -> None:
         (quote(askSize=-3), "askSize is negative: -3"),
         (quote(ask="NaN"), "ask is no number: 'NaN'"),
         (quote(regularMarketTime=1740408000000), "regularMarketTime is no time: 1.74041e+12"),
+        (quote(bidSize=1.7e307), "bidSize is not finite"),
+        (quote(exchangeDataDelayedBy=1e308), "exchangeDataDelayedBy is no delay: 1e+308"),
         (quote(symbol="MSFT"), "'MSFT' was not asked for"),
         (quote(symbol=...), "None was not asked for"),
         (quote(bid=0, ask=0, regularMarketPrice=0), "AAPL has no bid, no ask and no last price"),
