@@ -42,7 +42,8 @@ LIMIT = (
 )
 BURST = (
     "Thank you for using Alpha Vantage! Please consider spreading out your free API requests more sparingly "
-    "(1 request per second). You may subscribe to any of the premium plans at https://www.alphavantage.co/premium/ to lift the free key rate limit."
+    "(1 request per second). You may subscribe to any of the premium plans at "
+    "https://www.alphavantage.co/premium/ to lift the free key rate limit."
 )
 PREMIUM = "Thank you for using Alpha Vantage! The outputsize=full parameter value is a premium feature for this endpoint."
 OLD_NOTE = "Thank you for using Alpha Vantage! Our standard API call frequency is 5 calls per minute and 500 calls per day."
