@@ -115,7 +115,7 @@ def examine(
     is_calm = float(columns.high.max()) < math.exp(smallest) * float(columns.low.min())
     if is_calm and (near is None or abs(near.log_ratio) < smallest) and (held is None or abs(held) < _SMALLEST_SPLIT):
         return Findings()
-    units = _units(columns, near)
+    units = _units(columns, near, held)
     if units.kind != "ok":
         return units
     good = np.ones(len(columns), bool)
@@ -136,8 +136,10 @@ def examine(
 # --- units -------------------------------------------------------------------------------------------------------------
 
 
-def _units(columns: CandleColumns, near: _Nearest | None) -> Findings:
+def _units(columns: CandleColumns, near: _Nearest | None, held: float | None) -> Findings:
     """Rows, or single prices in them, that are a hundred times or a hundredth of what they should be."""
+    if held is not None and _is_a_hundred(held):
+        return Findings(PayloadError.kind, f"closes are {math.exp(held):.3g} times those stored for the same bars: another unit")
     close = columns.close
     steps = _hundreds(close[1:] / close[:-1])
     levels = np.concatenate(([0], np.cumsum(steps)))
@@ -165,12 +167,17 @@ def _hundreds(ratio: Float64s) -> Int64s:
     return above.astype(np.int64) - below
 
 
+def _is_a_hundred(log_ratio: float) -> bool:
+    low, high = _HUNDRED
+    return low <= math.exp(abs(log_ratio)) <= high
+
+
 def _usual_level(levels: Int64s, near: _Nearest | None) -> int | None:
     """The level that is right: the one that what is stored stands on, else that of the great majority; None: undecided."""
     if near is not None and abs(near.log_ratio) < _NO_MARKET_MOVES:
         return int(levels[near.row])
-    if near is not None and (slip := int(_hundreds(np.array([math.exp(near.log_ratio)]))[0])):
-        return int(levels[near.row]) - slip
+    if near is not None and _is_a_hundred(near.log_ratio):
+        return int(levels[near.row]) - (1 if near.log_ratio > 0 else -1)
     values, counts = np.unique(levels, return_counts=True)
     most = int(counts.argmax())
     return int(values[most]) if counts[most] >= _MAJORITY * len(levels) else None

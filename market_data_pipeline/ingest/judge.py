@@ -141,14 +141,19 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
         usable[sound[row]] = False
     rows.flags[sound[list(findings.jumps)]] |= BarFlag.UNEXPLAINED_JUMP
 
+    kind, reason = _as_a_whole(answer, grid, asked, _mask(grid, places[usable]))
+    spoken = _mask(grid, np.concatenate((places, rows.null_places)))
+    quiet = asked & ~spoken
+    if kind == StaleError.kind and answer.newest is not None:
+        # The bar that ran at that time is of that time: it may have the flat prices of a bar in progress.
+        ran = usable & (grid.ends_at[places] > answer.newest)
+        dropped["in_progress"] += int(ran.sum())
+        usable &= ~ran
+        quiet &= grid.ends_at <= answer.newest
+
     kept = usable if wanted is None else usable & wanted[places]
     dropped["already_held"] += int(usable.sum()) - int(kept.sum())
     bars, came = _mask(grid, places[kept]), _mask(grid, places[usable])
-    spoken = _mask(grid, np.concatenate((places, rows.null_places)))
-    kind, reason = _as_a_whole(answer, grid, asked, came)
-    quiet = asked & ~spoken
-    if kind == StaleError.kind and answer.newest is not None:
-        quiet &= grid.ends_at <= answer.newest
     return Judged(
         fetch=_told(answer.fetch, kind, int(kept.sum()), dropped),
         columns=columns.take(kept),
