@@ -12,12 +12,13 @@ import pytest
 from pydantic import SecretStr
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.capabilities import OPTIONS_CHAIN, QUOTES_L1, Stamp
+from market_data_pipeline.domain.capabilities import MACRO, OPTIONS_CHAIN, QUOTES_L1, Stamp
 from market_data_pipeline.domain.errors import EntitlementError, PayloadError, ProviderError, TransientError
 from market_data_pipeline.providers.alpaca import AlpacaProvider
 from market_data_pipeline.providers.alphavantage import AlphaVantageProvider
 from market_data_pipeline.providers.cboe import CboeProvider
 from market_data_pipeline.providers.finnhub import FinnhubProvider
+from market_data_pipeline.providers.fred import FredProvider
 from market_data_pipeline.providers.massive import MassiveProvider
 from market_data_pipeline.providers.yahoo import YahooProvider
 from market_data_pipeline.testing import contract
@@ -159,6 +160,25 @@ def cboe_chain(asked: Asked) -> Reply:
     return reply({"timestamp": "2024-07-02 20:59:00", "data": data, "symbol": symbol})
 
 
+def fred_observations(asked: Asked) -> Reply:
+    """FRED's two answers to one question: what the series is, and its values as of today."""
+    today = {"realtime_start": "2024-07-02", "realtime_end": "2024-07-02"}
+    if asked.path == "/fred/series":
+        series = {"id": asked.query["series_id"], **today, "title": "A series", "units": "Percent", "frequency_short": "M"}
+        return reply({**today, "seriess": [series]})
+    rows = [{**today, "date": f"2024-0{month}-01", "value": value} for month, value in ((4, "3.9"), (5, "."), (6, "4.1"))]
+    window = {"offset": int(asked.query["offset"]), "limit": int(asked.query["limit"]), "count": len(rows), "output_type": 1}
+    return reply({**today, **window, "units": "lin", "file_type": "json", "observations": rows[window["offset"] :]})
+
+
+def fred(http: HttpClient, url: str, key: str | None = KEY) -> FredProvider:
+    return FredProvider(http, base_url=url, key=SecretStr(key) if key else None)
+
+
+def no_bars(asked: Asked, bars: Sequence[Bar]) -> Reply:
+    raise AssertionError(asked, bars)
+
+
 def massive(http: HttpClient, url: str, key: str | None = KEY) -> MassiveProvider:
     return MassiveProvider(http, base_url=url, key=SecretStr(key) if key else None)
 
@@ -200,6 +220,14 @@ VENDORS = {
         open=alphavantage,
         keyless=lambda http, url: alphavantage(http, url, None),
         bars=alphavantage_bars,
+        secrets=(KEY,),
+        key_in_url=True,
+    ),
+    "fred": Vendor(
+        open=fred,
+        keyless=lambda http, url: fred(http, url, None),
+        bars=no_bars,
+        answers={MACRO: fred_observations},
         secrets=(KEY,),
         key_in_url=True,
     ),
