@@ -356,6 +356,16 @@ def test_nothing_of_an_answer_that_is_malformed_is_stored_and_every_row_is_accou
         assert is_true(world, instrument)
 
 
+# None of these says of what interval its bars are: their spacing does.
+@pytest.mark.parametrize("vendor", ["alpaca", "massive", "finnhub"])
+def test_hours_for_minutes_are_malformed_from_a_vendor_that_does_not_say_so(case: Case, vendor: str) -> None:
+    case.goes_wrong({"match": {"provider": vendor}, "action": "coarser"})
+    with case.worlds.of(vendor, "yahoo") as world:
+        instrument, _ = ingested(world)
+        assert outcomes(world, vendor)[0][0] == "malformed"
+        assert is_true(world, instrument)
+
+
 def test_a_refused_connection_is_transient(case: Case) -> None:
     with case.worlds.of("yahoo", "massive", yahoo_base_url="http://127.0.0.1:9") as world:
         instrument, _ = ingested(world)

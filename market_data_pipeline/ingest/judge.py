@@ -33,7 +33,7 @@ _STALE_SECONDS = 1800
 # The share of bars there that makes an absence among them remarkable.
 _DENSE = 0.9
 # Fewer bars than this are no pattern.
-_PATTERN = 8
+_PATTERN, _HOURS = 8, 6
 _DAY = 86_400
 _NOTHING = Reference()
 
@@ -249,7 +249,8 @@ def _misplaced(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
 
 def _coarser(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
     """Why the bars must be of a longer interval than asked: every k-th is there, and none between."""
-    if len(rows.places) < _PATTERN or 4 * len(rows.places) > int(asked.sum()):
+    # Seven hours of a session are enough: that thin trading falls on every whole hour and nowhere else does not happen.
+    if len(rows.places) < _HOURS or 4 * len(rows.places) > int(asked.sum()):
         return None
     session = np.searchsorted(grid.offsets, rows.places, "right") - 1
     step = int(np.gcd.reduce(rows.places - grid.offsets[session]))

@@ -242,7 +242,7 @@ def test_bars_between_the_places_of_the_grid_are_malformed() -> None:
     assert is_condemned(judged(answer, hours), "malformed", answer)
 
 
-@pytest.mark.parametrize("step", [5, 15, 30])
+@pytest.mark.parametrize("step", [5, 15, 30, 60])
 def test_bars_of_a_longer_interval_than_asked_are_malformed(step: int) -> None:
     answer = an_answer(bars_at(OPENS[::step]))
     result = judged(answer)
