@@ -495,7 +495,9 @@ class CandleWriter:
         offsets = _checked_offsets(batch)
         digests = session_digests(batch, offsets)
         with transaction(self._engine) as cursor:
-            symbol_ids = sorted({session.symbol_id for session in batch.sessions} | set(np.unique(batch.symbol_id).tolist()))
+            # An answer that was refused whole says nothing of any session, and still brings refused bars and corporate actions.
+            further = {symbol_id for symbol_id, *_ in (*batch.refused, *batch.actions)}
+            symbol_ids = sorted({s.symbol_id for s in batch.sessions} | set(np.unique(batch.symbol_id).tolist()) | further)
             lock_series(cursor, symbol_ids, batch.interval.seconds, *([ACTIONS_LOCK] if batch.actions else []))
             learned_at = known_at or database_time(cursor)
             before = read_ledger(cursor, batch.interval, [(s.symbol_id, s.session) for s in batch.sessions])
