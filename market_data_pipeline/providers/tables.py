@@ -50,6 +50,8 @@ _EMPTY = ["", "null", "NULL", "None", "nan", "NaN", "NAN", "N/A"]
 _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?", re.ASCII)
 _OFFSET = re.compile(r"(?:\.0+)?\s?(Z|UTC|[+-]\d\d:?\d\d)?", re.ASCII)
 _QUARTER = 900
+# Of 2024-07-01T13:30:00.
+_TIME_LENGTH = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class _Rows:
 
     shown: str
     table: pa.Table
-    data: bytes | None = None
+    data: memoryview | None = None
     first_line: int = 1
 
     def at(self, row: int) -> str:
@@ -151,7 +153,7 @@ class _Rows:
         if self.data is None:
             return f"{self.shown}: row {row + 1}"
         # Blank lines are no rows, and lines all the same.
-        lines = [number for number, line in enumerate(self.data.splitlines(), self.first_line) if line.strip()]
+        lines = [number for number, line in enumerate(bytes(self.data).splitlines(), self.first_line) if line.strip()]
         return f"{self.shown}:{lines[row]}"
 
 
@@ -179,11 +181,14 @@ def _parquet(body: bytes, shown: str) -> _Rows:
 
 def _csv(body: bytes, form: TableForm, shown: str) -> _Rows:
     """Every cell as text: what it means is decided where a message can say which line it is on."""
-    lines = io.BytesIO(body.removeprefix(b"\xef\xbb\xbf"))
     before = form.skip_rows + int(form.header)
-    head = [lines.readline() for _ in range(before)]
-    data = lines.read()
-    sample = head[-1] if form.header else data.partition(b"\n")[0]
+    start, sample = (3 if body.startswith(b"\xef\xbb\xbf") else 0), b""
+    for _ in range(before):
+        end = body.find(b"\n", start)
+        start, sample = (end + 1, body[start:end]) if end >= 0 else (len(body), body[start:])
+    # A view: a copy of the whole for each step would be several times the file.
+    data = memoryview(body)[start:]
+    sample = sample if form.header else body[start : body.find(b"\n", start) if b"\n" in body else len(body)]
     try:
         names = next(csv.reader([sample.decode()], delimiter=form.delimiter), [])
     except (UnicodeDecodeError, csv.Error):
@@ -200,7 +205,7 @@ def _csv(body: bytes, form: TableForm, shown: str) -> _Rows:
 
     try:
         table = pacsv.read_csv(
-            io.BytesIO(data or b"\n"),
+            pa.BufferReader(pa.py_buffer(data if len(data) else b"\n")),
             read_options=pacsv.ReadOptions(column_names=positions),
             parse_options=pacsv.ParseOptions(delimiter=form.delimiter, invalid_row_handler=note),
             convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(positions, pa.string())),
@@ -210,7 +215,7 @@ def _csv(body: bytes, form: TableForm, shown: str) -> _Rows:
             raise PayloadError(f"{shown} is no CSV: {str(invalid)[:160]}", provider=PROVIDER) from None
         table = pa.table({position: pa.array([], pa.string()) for position in positions})
     if broken:
-        read = data.decode("utf-8", "replace").splitlines()
+        read = bytes(data).decode("utf-8", "replace").splitlines()
         line = next((number for number, text in enumerate(read, before + 1) if text == broken[0]), "?")
         raise PayloadError(f"{shown}:{line}: not {len(names)} cells: {broken[0][:80]!r}", provider=PROVIDER)
     named = table.rename_columns(names) if form.header else table
@@ -281,12 +286,40 @@ def _opens(rows: _Rows, place: int, form: TableForm, day: date | None) -> Int64s
         return _from_instants(seconds, form) if kind.tz else _from_wall(seconds, form, rows)
     if pa.types.is_date(kind):
         return _from_wall(np.array(column.cast(pa.date32()).cast(pa.int32()).to_numpy(), np.int64) * DAY, form, rows)
-    texts = [str(text).strip() for text in column.to_pylist()]
-    if not pa.types.is_integer(kind) and form.stamp_format != "auto":
-        return _from_wall(np.array([_by_format(text, form, rows, row) for row, text in enumerate(texts)], np.int64), form, rows)
-    if texts and all(text.isascii() and text.isdigit() and len(text) >= 9 for text in texts):
+    if pa.types.is_integer(kind):
         return _from_instants(_epoch(_integers(rows, place), rows), form)
-    return _from_iso(texts, form, rows)
+    return _from_text(pc.utf8_trim_whitespace(column), form, rows, place)
+
+
+def _from_text(column: Any, form: TableForm, rows: _Rows, place: int) -> Int64s:  # noqa: ANN401 - pyarrow has no types
+    """Stamps as text: of the format that was given, else digits since 1970, else ISO 8601."""
+    if form.stamp_format != "auto":
+        texts = column.to_pylist()
+        return _from_wall(np.array([_by_format(text, form, rows, row) for row, text in enumerate(texts)], np.int64), form, rows)
+    first = str(column[0]) if len(column) else ""
+    if first.isascii() and first.isdigit() and len(first) >= 9:
+        return _from_instants(_epoch(_integers(rows, place), rows), form)
+    return _at_once(column, form, rows) if len(column) else np.empty(0, np.int64)
+
+
+def _at_once(column: Any, form: TableForm, rows: _Rows) -> Int64s:  # noqa: ANN401 - pyarrow has no types
+    """ISO 8601 by Arrow's own reading, in a tenth of the time and memory; by ours where that fails, which says on which line."""
+    tails = pc.utf8_slice_codeunits(column, start=_TIME_LENGTH)
+    offsets = {tail: _OFFSET.fullmatch(tail) for tail in pc.unique(tails).to_pylist()}
+    try:
+        if len({_offset_seconds(found[1]) is None for found in offsets.values() if found is not None}) == 1 and all(
+            offsets.values()
+        ):
+            heads = pc.cast(pc.utf8_slice_codeunits(column, start=0, stop=_TIME_LENGTH), pa.timestamp("s"))
+            wall = np.array(heads.cast(pa.int64()).to_numpy(), np.int64)
+            seconds = {tail: _offset_seconds(found[1]) for tail, found in offsets.items() if found is not None}
+            if None in seconds.values():
+                return _from_wall(wall, form, rows)
+            places = pc.index_in(tails, pa.array(list(seconds))).to_numpy()
+            return _from_instants(wall - np.array(list(seconds.values()), np.int64)[places], form)
+    except pa.ArrowInvalid:
+        pass
+    return _from_iso(column.to_pylist(), form, rows)
 
 
 def _known(day: date | None, rows: _Rows) -> date:
