@@ -7,9 +7,11 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import zipfile
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -29,7 +31,7 @@ from market_data_pipeline.domain.errors import (
     UnknownSymbolError,
 )
 from market_data_pipeline.domain.ports import BarsProvider, BarsRequest
-from market_data_pipeline.providers.files import FilesProvider
+from market_data_pipeline.providers.files import FileSet, FilesProvider, FolderSettings
 from market_data_pipeline.providers.http import HttpClient
 from market_data_pipeline.providers.registry import ProviderContext
 from market_data_pipeline.settings import Settings
@@ -38,7 +40,6 @@ from market_data_pipeline_tests.recorded import FIELDS, lean_2013, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from market_data_pipeline.domain.ports import BarsAnswer
     from market_data_pipeline_tests.recorded import Row
@@ -516,3 +517,22 @@ def test_what_fails_is_always_an_error_of_ours(tmp_path: Path) -> None:
         write(tmp_path / "1m" / "MSFT.zip", whole[:length])
         with pytest.raises(ProviderError, match=r"1m/MSFT\.zip"):
             read(tmp_path)
+
+
+# --- the page about it -------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "vendor-files.md"
+
+
+def test_the_page_shows_descriptions_that_can_be_used(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert FolderSettings.model_validate(yaml.safe_load(block)).sets
+        write(tmp_path / "files.yaml", block)
+        FilesProvider(tmp_path)
+
+
+def test_the_page_names_every_key_of_a_description() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in FileSet.model_fields if f"`{name}`" not in page] == []
