@@ -192,6 +192,20 @@ def test_opinions_are_asked_for_once_of_every_sampled_session_t0_first(worlds: W
         assert due(1.0) == everything[3:]
 
 
+def test_second_opinions_spend_the_backfill_share_of_the_budget_and_no_more(worlds: Worlds) -> None:
+    """Of ten requests an hour four are open to the history of T2."""
+    with worlds.of("yahoo", "massive", limits="yahoo=none;massive=10/h") as world:
+        entries = [UniverseEntry(symbol, "XNAS", Tier.T2) for symbol in ("S07", "S08")]
+        world.pipeline.universe.load(entries, version_tag="t2", source="t", source_sha256="0" * 64, loaded_by="t")
+        instruments = world.pipeline.universe.instruments()
+        world.ingest(instruments)
+        due = sampled(instruments, Interval.M1, pipeline=world.pipeline, now=SATURDAY, share=1.0)
+        result = asked(world.pipeline, *due)
+        assert (len(due), len(result.opinions)) == (10, 4)
+        assert str(result.stopped).startswith("massive: ")
+        assert len(sampled(instruments, Interval.M1, pipeline=world.pipeline, now=SATURDAY, share=1.0)) == 6
+
+
 def test_a_session_with_a_jump_that_nothing_explains_is_asked_about_first(worlds: Worlds) -> None:
     with worlds.of("yahoo", "massive") as world:
         tuesday = OPENS[500]
