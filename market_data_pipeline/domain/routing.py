@@ -87,7 +87,7 @@ def other_feed(base: str, series: str | None) -> str | None:
 
 
 def goes_on(kind: str, *, due: int, held: int, is_over: bool, attempts: int) -> bool:
-    """Whether what one answer lacks of a session is asked of the next provider in the same pass.
+    """Whether what one answer lacks of what was wanted of a session is asked of the next provider in the same pass.
 
     ``due``: bars of the session that should exist by now; ``held``: those that are stored or were just received. ``is_over``: all
     of its bars are due. ``attempts``: answers that left a hole in it in earlier passes.
@@ -96,10 +96,8 @@ def goes_on(kind: str, *, due: int, held: int, is_over: bool, attempts: int) -> 
     request at every poll. One that is over goes on when the answer is short at the first attempt, and with any hole from the second
     on. A barren answer goes on where the session is over; while it runs, the incidents of the pass decide.
     """
-    if held >= due:
-        return False
     if kind in FAILED_KINDS:
         return True
-    if not is_over:
+    if held >= due or not is_over:
         return False
     return kind == "barren" or attempts >= 1 or held < SHORT_BELOW * due

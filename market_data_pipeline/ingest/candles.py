@@ -35,7 +35,7 @@ from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.judge import judge
 from market_data_pipeline.ingest.merge import Merged, merge
 from market_data_pipeline.ingest.plan import windows, within_reach
-from market_data_pipeline.ingest.routing import Route, nobody, outcome_of
+from market_data_pipeline.ingest.routing import Route, nobody, outcome_of, words_of
 from market_data_pipeline.ingest.work import Errand, Failure, Given, Job, Work
 from market_data_pipeline.storage.fetches import FetchStore
 from market_data_pipeline.storage.references import References, Span
@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from market_data_pipeline.ingest.plan import Window
     from market_data_pipeline.ingest.report import Stretch, StretchReport
 
-# Instruments planned at a time: their ledger rows are in memory together. More where one request takes more.
-_INSTRUMENTS_AT_ONCE, _MOST_INSTRUMENTS_AT_ONCE = 100, 400
+# Instruments planned at a time: their ledger rows are in memory together. More where one request takes more symbols, as long as
+# the rows are not too many.
+_INSTRUMENTS_AT_ONCE, _SESSIONS_AT_ONCE = 100, 50_000
 # A transaction of this many bars keeps the grouping gain (STORAGE.md §2c) without losing much to a crash.
 _BARS_PER_WRITE = 50_000
 # Behind a slow provider answers do not wait longer than this for company: what is stored need not be fetched again.
@@ -93,8 +94,9 @@ def ingest_candles(
     by_instrument = groupby(sorted(stretches, key=_place), key=_place)
     groups = [list(group) for _, group in by_instrument]
     with ingest.dispatcher:
-        for at in range(0, len(groups), ingest.at_once):
-            yield from ingest.carry_out(ingest.plan(groups[at : at + ingest.at_once]))
+        at_once = ingest.at_once(groups)
+        for at in range(0, len(groups), at_once):
+            yield from ingest.carry_out(ingest.plan(groups[at : at + at_once]))
         ingest.tell_of_recoveries()
 
 
@@ -105,12 +107,14 @@ def _place(stretch: Stretch) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What came of one request: an answer or an error for each of its errands, or why nothing was sent."""
+    """What came of one request: an answer or an error for each of its errands, and for those behind them, why nothing was sent."""
 
     answers: Sequence[BarsAnswer | ProviderError] = ()
-    turned_away: str | None = None
+    turned_away: str = ""
     is_recorded: bool = False
     """The health knows of it already."""
+    is_postponed: bool = False
+    """Others first; this provider may be asked after them."""
 
 
 class _Census:
@@ -159,11 +163,11 @@ class _Ingest:
         self._routed_at = 0.0
         self._read_clock()
 
-    @property
-    def at_once(self) -> int:
+    def at_once(self, groups: Sequence[Sequence[Stretch]]) -> int:
         """How many instruments are planned together."""
         most = max(capability.symbols_per_request for capability in self._configured)
-        return min(max(most, _INSTRUMENTS_AT_ONCE), _MOST_INSTRUMENTS_AT_ONCE)
+        days = max(((s.last - s.first).days + 1 for group in groups for s in group), default=1)
+        return max(min(most, _SESSIONS_AT_ONCE // days), _INSTRUMENTS_AT_ONCE)
 
     def _read_clock(self) -> None:
         self._now: datetime = self._pipeline.clock.now()
@@ -236,7 +240,7 @@ class _Ingest:
         shares, left = self._shared_out(work, wanted, route)
         for provider, capability, window in shares:
             job = self._job(work, window.sessions, wanted)
-            job.errands.append(Errand(job, provider, capability, window))
+            job.errands.append(Errand(job, provider, capability, window, insists=provider.name in self._suspects))
         for place in np.flatnonzero(grid.sessions_with(left)).tolist():
             self._job(work, slice(place, place + 1), wanted).nobody = str(nobody(route))
 
@@ -328,13 +332,13 @@ class _Ingest:
         """What one failure says about the requests not sent yet; what it says of the provider's health is in the book."""
         instrument, self._route = errand.job.work.instrument, None
         if isinstance(error, UnknownSymbolError):
-            self._unknown[errand.name, instrument.symbol_id] = str(error).removeprefix(f"{errand.name}: ")
+            self._unknown[errand.name, instrument.symbol_id] = words_of(error)
         elif isinstance(error, RateLimitedError | BudgetSpentError):
             is_theirs = isinstance(error, RateLimitedError)
             seconds = error.retry_after_seconds if isinstance(error, RateLimitedError) else error.wait_seconds
             until = time.monotonic() + (_PAUSE_SECONDS if seconds is None else seconds)
             # Our own budget may be spent for one tier only.
-            self._paused[errand.name, None if is_theirs else instrument.tier] = until, str(error).removeprefix(f"{errand.name}: ")
+            self._paused[errand.name, None if is_theirs else instrument.tier] = until, words_of(error)
 
     # --- asking --------------------------------------------------------------------------------------------------------
 
@@ -372,31 +376,35 @@ class _Ingest:
         if capability.symbols_per_request > 1 and isinstance(errand.provider, ManyBarsProvider):
             bars_of_one = errand.job.within(window)
             most = min(capability.symbols_per_request, max(1, _BARS_A_REQUEST // (bars_of_one.stop - bars_of_one.start)))
-            group = (window.start, window.end, tier)
+            group = (window.start, window.end, tier, errand.insists)
         self.dispatcher.put(errand, provider=errand.name, group=group, most=most)
 
     def send(self, errands: list[Errand]) -> _Reply:
         """One request, from a thread of the dispatcher. Whoever is under a cloud by now is not asked."""
-        provider, tier = errands[0].provider, errands[0].job.work.instrument.tier
-        pause = self._pause_of(provider.name, tier)
-        if pause is not None:
-            return _Reply(turned_away=pause)
+        provider, instrument = errands[0].provider, errands[0].job.work.instrument
+        unknown = self._unknown.get((provider.name, instrument.symbol_id)) if len(errands) == 1 else None
+        obstacle = unknown or self._pause_of(provider.name, instrument.tier)
+        if obstacle is not None:
+            return _Reply(turned_away=obstacle)
+        if provider.name in self._suspects and not errands[0].insists:
+            return _Reply(turned_away="most of its answers are empty", is_postponed=True)
         admission = self._pipeline.health.admit(provider.name, self._capability, now=self._instant())
         if not admission.is_admitted:
             return _Reply(turned_away=admission.reason)
-        requests = [self._request(errand) for errand in errands]
+        # A trial is a single request, and one for several symbols may be several.
+        requests = [self._request(errand) for errand in (errands[:1] if admission.is_trial else errands)]
         began = time.monotonic()
         try:
             if len(requests) > 1 and isinstance(provider, ManyBarsProvider):
                 return _Reply(provider.fetch_bars_of_many(requests, now=self._now))
-            return _Reply([provider.fetch_bars(requests[0], now=self._now)])
+            return _Reply([provider.fetch_bars(requests[0], now=self._now)], turned_away=admission.reason)
         except ProviderError as error:
             # At once: those behind this one must not be sent to an open breaker.
             self._pipeline.health.record(
                 provider.name, self._capability, outcome_of(error, began), now=self._instant(), run_id=self._run_id
             )
             self._learn(errands[0], error)
-            return _Reply([error] * len(errands), is_recorded=True)
+            return _Reply([error] * len(requests), turned_away=admission.reason, is_recorded=True)
 
     def _request(self, errand: Errand) -> BarsRequest:
         instrument = errand.job.work.instrument
@@ -411,24 +419,27 @@ class _Ingest:
     # --- what came back ------------------------------------------------------------------------------------------------
 
     def _take_reply(self, errands: list[Errand], reply: _Reply) -> None:
-        if reply.turned_away is not None:
-            for errand in errands:
+        asked, turned_away = errands[: len(reply.answers)], errands[len(reply.answers) :]
+        answers = [
+            answer if isinstance(answer, ProviderError) else self._judge(errand, answer)
+            for errand, answer in zip(asked, reply.answers, strict=True)
+        ]
+        if answers and not reply.is_recorded:
+            self._pipeline.health.record(
+                asked[0].name, self._capability, _outcome(answers), now=self._instant(), run_id=self._run_id
+            )
+        # What several symbols shared was sent once, and is in the record of the first of them.
+        sent = sum(answer.fetch is None or answer.fetch.attempts > 0 for answer in answers[: 1 if reply.is_recorded else None])
+        for place, (errand, answer) in enumerate(zip(asked, answers, strict=True)):
+            errand.share = sent / len(asked)
+            if isinstance(answer, ProviderError):
+                self._fail(errand, answer, is_first=place == 0 or not reply.is_recorded)
+            else:
+                self._take(errand, answer)
+        for errand in turned_away:
+            if not reply.is_postponed:
                 errand.job.turned_away[errand.name] = reply.turned_away
-                self._go_on(errand, BudgetSpentError.kind)
-        else:
-            answers = [
-                a if isinstance(a, ProviderError) else self._judge(e, a) for e, a in zip(errands, reply.answers, strict=True)
-            ]
-            if not reply.is_recorded:
-                self._pipeline.health.record(
-                    errands[0].name, self._capability, _outcome(answers), now=self._instant(), run_id=self._run_id
-                )
-            for place, (errand, answer) in enumerate(zip(errands, answers, strict=True)):
-                errand.share = 1 / len(errands)
-                if isinstance(answer, ProviderError):
-                    self._fail(errand, answer, is_first=place == 0)
-                else:
-                    self._take(errand, answer)
+            self._go_on(errand, BudgetSpentError.kind, without=not reply.is_postponed)
         for errand in errands:
             self._one_less(errand.job)
 
@@ -498,8 +509,11 @@ class _Ingest:
         self._learn(errand, error)
         self._go_on(errand, error.kind)
 
-    def _go_on(self, errand: Errand, kind: str, *, only_running: bool = False) -> None:
-        """Ask the next provider for what is lacking, session by session, where the rules say so."""
+    def _go_on(self, errand: Errand, kind: str, *, only_running: bool = False, without: bool = True) -> None:
+        """Ask the next provider for what is lacking, session by session, where the rules say so.
+
+        ``without``: never again the provider of this errand; False where it was only put behind the others.
+        """
         job, grid = errand.job, errand.job.work.grid
         masks, bars_here = job.work.masks, grid.bars_of(errand.window.sessions)
         part, lacking = errand.grid, job.lacking(errand)
@@ -518,13 +532,13 @@ class _Ingest:
                 wanted[grid.bars_of(slice(place, place + 1))] = lacks
         if not wanted.any():
             return
-        before = errand.before | {errand.name}
+        before = errand.before | {errand.name} if without else errand.before
         route = self._route_for(job.work.instrument, without=before)
         shares, _ = self._shared_out(job.work, wanted, route)
         if not shares and not job.nobody:
             job.nobody = str(nobody(Route(self._capability, (), {**route.passed_over, **job.turned_away})))
         for provider, capability, window in shares:
-            following = Errand(job, provider, capability, window, before)
+            following = Errand(job, provider, capability, window, before, insists=provider.name in self._suspects)
             job.errands.append(following)
             self._dispatch(following)
 
@@ -746,5 +760,5 @@ def _outcome(answers: Sequence[Judged | ProviderError]) -> Outcome:
         attempts=sum(fetch.attempts for fetch in fetches),
         expected=sum(one.expected for one in judged),
         received=sum(one.received for one in judged),
-        detail="" if kind == "ok" or bad is None else str(bad if isinstance(bad, ProviderError) else bad.reason),
+        detail="" if kind == "ok" or bad is None else words_of(bad) if isinstance(bad, ProviderError) else str(bad.reason),
     )

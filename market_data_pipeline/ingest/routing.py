@@ -84,7 +84,9 @@ class Router:
         contenders = [self._contender(name, served, healths, now) for name, served in ((p.name, c) for p, c in configured)]
         ranking = ranked(contenders, hint=hint if self._settings.allow_source_override else None)
         by_name = {provider.name: (provider, served) for provider, served in configured}
-        return Route(capability, [by_name[name] for name in ranking.order], {**passed_over, **ranking.passed_over})
+        reasons = {**passed_over, **ranking.passed_over}
+        in_order = {name: reasons[name] for name in self._names(capability, hint) if name in reasons}
+        return Route(capability, [by_name[name] for name in ranking.order], in_order)
 
     def ask(
         self,
@@ -165,10 +167,15 @@ class Router:
 
 def outcome_of(error: ProviderError, began: float) -> Outcome:
     """What a failed request says of its provider's health. ``began``: monotonic seconds, for errors that carry no provenance."""
-    fetch = error.fetch
+    fetch, said = error.fetch, words_of(error)
     if fetch is None:
-        return Outcome(error.kind, time.monotonic() - began, detail=str(error))
-    return Outcome(error.kind, fetch.latency_seconds, attempts=fetch.attempts, detail=str(error))
+        return Outcome(error.kind, time.monotonic() - began, detail=said)
+    return Outcome(error.kind, fetch.latency_seconds, attempts=fetch.attempts, detail=said)
+
+
+def words_of(error: ProviderError) -> str:
+    """What it says, for where the provider's name stands before it already."""
+    return str(error).removeprefix(f"{error.provider}: ")
 
 
 def nobody(route: Route) -> NoProviderAvailableError:

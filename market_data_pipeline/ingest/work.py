@@ -39,6 +39,8 @@ class Errand:
     capability: Capability
     window: Window
     before: frozenset[str] = frozenset()
+    insists: bool = False
+    """It is sent even to a provider whose answers are mostly empty: there is nobody better left."""
     share: float = 0.0
     """Of an HTTP request: 1 alone, a half where another symbol shared it, 0 while nothing was sent."""
 
