@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,8 +58,9 @@ def backfilled(world: World, instrument: Instrument, interval: Interval, rows: S
 
 def test_a_month_of_msft_minutes_of_2022_is_stored_value_by_value(tmp_path: Path, database_url: str) -> None:
     recorded = yahoo_msft_2022(tmp_path / "data")
-    # Yahoo serves minutes of the last 30 days: the file's last day is 2022-06-15, its first 2022-05-18.
-    with a_world(recorded.directory, database_url, tmp_path, now=recorded.now) as world:
+    # Yahoo serves minutes of the last 30 days: the file begins on 2022-05-18 and ends on 2022-06-15 at 12:30 New York. Any later it
+    # would be what it looks like: an answer from the past.
+    with a_world(recorded.directory, database_url, tmp_path, now=datetime(2022, 6, 15, 16, 32, tzinfo=UTC)) as world:
         [msft] = world.load("MSFT")
         rows = recorded.rows["1m", "MSFT"]
         assert backfilled(world, msft, Interval.M1, rows) == len(rows) == 7440
