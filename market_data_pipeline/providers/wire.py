@@ -224,11 +224,6 @@ def number(value: object) -> float:
         return math.inf
 
 
-def sorted_and_unique(columns: CandleColumns, dropped: Counter[str], *, stamps: Int64s | None = None) -> CandleColumns:
-    """The rows of ``without_repeats`` for who has no flags to pass on."""
-    return without_repeats(columns, np.zeros(len(columns), np.int16), dropped, stamps=stamps)[0]
-
-
 def without_repeats(
     columns: CandleColumns, flags: Int16s, dropped: Counter[str], *, stamps: Int64s | None = None
 ) -> tuple[CandleColumns, Int16s]:
