@@ -204,6 +204,8 @@ class AlpacaProvider:
         Nothing is answered before the last page has come. Raises OutOfReachError, with nothing sent, for what the capability does
         not cover; what ``HttpClient.get`` raises; PayloadError where pages are missing, repeated or not what Alpaca documents.
         """
+        if not requests:
+            return []
         first, symbols = requests[0], [request.symbol for request in requests]
         url = f"{self._base_url}/v2/stocks/bars"
         parameters = self._parameters(first, now)
@@ -225,8 +227,11 @@ class AlpacaProvider:
         whole = of_all_pages(exchange.provenance(), asking.bodies)
         answers: list[BarsAnswer | ProviderError] = []
         for place, request in enumerate(requests):
-            # What was sent was sent once, for all of them.
-            fetch = replace(whole, symbol=request.symbol, attempts=whole.attempts if place == 0 else 0)
+            fetch = replace(whole, symbol=request.symbol)
+            if place > 0:
+                # What was sent was sent once, for all of them; and 200 names in each of 200 records would be most of what is stored.
+                alone = describe(url, {"symbols": request.symbol, **parameters}, {})
+                fetch = replace(fetch, attempts=0, request=f"{alone} (one of {len(requests)} symbols)")
             answers.append(_answer(request, parsed.get(request.symbol), fetch))
         return answers
 

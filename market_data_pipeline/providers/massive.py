@@ -208,7 +208,7 @@ class MassiveProvider:
         Symbol by symbol, what failed stands in its place, and after a failure that is not about the symbol nobody else is asked.
         Raises OutOfReachError, with nothing sent, for what the capability does not cover; by date, whatever any request ended in.
         """
-        dates = _weekdays(requests[0]) if requests[0].interval.is_daily else []
+        dates = _weekdays(requests[0]) if requests and requests[0].interval.is_daily else []
         if 0 < len(dates) <= _MOST_GROUPED_DATES and len(dates) < len(requests):
             return self._by_date(requests, dates, now)
         return self._by_symbol(requests, now)

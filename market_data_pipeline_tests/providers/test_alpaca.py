@@ -113,6 +113,12 @@ def test_what_cannot_be_a_symbol_is_never_sent(symbol: str) -> None:
     assert sent == 0
 
 
+def test_nothing_asked_is_nothing_sent() -> None:
+    with Loopback(Reply()) as server, client() as http:
+        assert alpaca(server.url, http).fetch_bars_of_many([], now=NOW) == []
+        assert server.requests == []
+
+
 def test_more_symbols_than_fit_one_request_are_refused() -> None:
     with Loopback(Reply()) as server, client() as http:
         with pytest.raises(OutOfReachError, match="at most 200"):
@@ -136,6 +142,9 @@ def test_a_symbol_that_goes_on_on_the_next_page_is_whole() -> None:
     assert tokens == [None, "one", "two"]
     assert [len(answer.columns) for answer in bars] == [1, 1, 4]
     assert [answer.fetch.attempts for answer in bars] == [3, 0, 0]
+    assert "symbols=AAPL,SPY,MSFT" in bars[0].fetch.request
+    assert "symbols=MSFT&" in bars[2].fetch.request
+    assert bars[2].fetch.request.endswith("(one of 3 symbols)")
     assert bars[0].fetch.payload_bytes == sum(len(encoded(one)) for one in pages)
 
 
