@@ -229,7 +229,7 @@ class AlpacaProvider:
         for place, request in enumerate(requests):
             fetch = replace(whole, symbol=request.symbol)
             if place > 0:
-                # What was sent was sent once, for all of them; and 200 names in each of 200 records would be most of what is stored.
+                # What was sent was sent once, for all; 200 names in each of 200 records would be most of what is stored.
                 alone = describe(url, {"symbols": request.symbol, **parameters}, {})
                 fetch = replace(fetch, attempts=0, request=f"{alone} (one of {len(requests)} symbols)")
             answers.append(_answer(request, parsed.get(request.symbol), fetch))
