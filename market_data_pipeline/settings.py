@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         default=None, description="CSV of sessions that calendars do not know (docs/concepts.md)."
     )
     yahoo_base_url: HttpUrl = Field(default=YAHOO_QUERY_URL, description="Base URL of Yahoo's chart host, or of `mdp simulate`.")
-    yahoo_user_agent: str = Field(default=BROWSER_USER_AGENT, description="User-Agent sent to Yahoo.")
+    yahoo_user_agent: str = Field(default=BROWSER_USER_AGENT, description="User-Agent sent to Yahoo and CBOE.")
     yahoo_cookie_url: HttpUrl = Field(default=YAHOO_COOKIE_URL, description="Where Yahoo hands out the cookie of a session.")
     yahoo_crumb_url: HttpUrl = Field(default=YAHOO_CRUMB_URL, description="Where Yahoo hands out the crumb of a session.")
     finnhub_base_url: HttpUrl = Field(default="https://finnhub.io/api/v1", description="Base URL of Finnhub.")
