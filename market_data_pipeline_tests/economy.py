@@ -21,9 +21,6 @@ def write_series(data: Path, name: str, lines: Sequence[Line]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("date", "value", "realtime_start", "realtime_end"), *lines])
-    # A directory of series alone would be no market.
-    if not (data / "universe.csv").exists():
-        (data / "universe.csv").write_text("symbol,exchange\n")
 
 
 def daily_series(first: date, days: int, *, revised_every: int = 10) -> list[Line]:

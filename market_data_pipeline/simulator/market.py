@@ -293,7 +293,8 @@ class Market:
     def __init__(self, directory: Path) -> None:
         if not directory.is_dir():
             raise InvalidInputError(f"no data directory {str(directory)!r}: expected a folder with <interval>/<SYMBOL>.csv files")
-        if not any((directory / interval).is_dir() for interval in SECONDS) and not (directory / "universe.csv").exists():
+        served = (*SECONDS, "macro", "universe.csv")
+        if not any((directory / name).exists() for name in served):
             raise InvalidInputError(
                 f"nothing to serve in {str(directory)!r}: expected <interval>/<SYMBOL>.csv[.gz] files, such as 1m/AAPL.csv"
             )
