@@ -219,12 +219,7 @@ def ruling(
 # --- who is asked ------------------------------------------------------------------------------------------------------
 
 
-def is_sampled(symbol: str, interval: Interval, session: date, *, share: float) -> bool:
-    """Whether a second opinion is asked for: the same answer everywhere and always, for about ``share`` of all sessions."""
-    return draw(symbol, interval, session) < share
-
-
 def draw(symbol: str, interval: Interval, session: date) -> float:
-    """A number from [0, 1) that depends on nothing but its arguments."""
+    """A number from [0, 1), the same everywhere and always: a session is in the sample where it is less than the share."""
     digest = blake2b(f"{symbol} {interval} {session}".encode(), digest_size=8, person=b"mdp opinion").digest()
     return int.from_bytes(digest) / 2**64

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market_data_pipeline.domain.agreement import Agreement, Comparison, Ruling, compare, draw, is_sampled, ruling
+from market_data_pipeline.domain.agreement import Agreement, Comparison, Ruling, compare, draw, ruling
 from market_data_pipeline.domain.candles import CandleColumns, Interval
 from market_data_pipeline.domain.capabilities import Feed
 from market_data_pipeline_tests.recorded import FIELDS, lean_2013, recorded
@@ -245,10 +245,5 @@ def test_the_sample_is_the_same_everywhere_and_always() -> None:
 
 def test_the_sample_is_about_the_share_that_was_asked_for() -> None:
     sessions = [date(2020, 1, 1) + timedelta(days=n) for n in range(250)]
-    drawn = sum(is_sampled(f"S{n}", Interval.M1, day, share=0.01) for n in range(80) for day in sessions)
+    drawn = sum(draw(f"S{n}", Interval.M1, day) < 0.01 for n in range(80) for day in sessions)
     assert 150 < drawn < 250
-
-
-@given(st.dates(), st.floats(0, 1))
-def test_a_larger_share_asks_about_everything_that_a_smaller_one_does(session: date, share: float) -> None:
-    assert not is_sampled("AAPL", Interval.D1, session, share=share) or is_sampled("AAPL", Interval.D1, session, share=1.0)
