@@ -94,7 +94,7 @@ def test_a_free_key_loses_the_candles_alone_and_says_so_once(free: Mdp, simulato
     assert kinds["bars_1m"] == kinds["eod"] == (False, "entitlement")
     assert kinds["quotes_l1"] == (True, "ok")
     rows = {row["capability"]: row for row in free("providers", "list", "--json").json if row["provider"] == "finnhub"}
-    assert rows["bars_1m"]["why"].startswith("disabled until 2024-12-08 12:00:00Z: finnhub: HTTP 403")
+    assert rows["bars_1m"]["why"].startswith("disabled until 2024-12-08 12:00:00Z: HTTP 403")
     assert rows["quotes_l1"]["usable"]
     simulator.forget_requests()
     free("providers", "probe", "finnhub")
