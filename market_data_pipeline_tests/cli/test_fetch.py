@@ -26,7 +26,7 @@ GDP = [
     ("2024-07-01", "23.4", "2024-11-27", ONGOING),
     ("2024-10-01", ".", "2024-11-27", ONGOING),
 ]
-DAY = {"MDP_LIMITS": "fred=none;finnhub=none;alpaca=none;cboe=none", "MDP_HTTP_BACKOFF_SECONDS": "0"}
+DAY = {"MDP_LIMITS": "fred=none;finnhub=none;alpaca=none;cboe=none;yahoo=none", "MDP_HTTP_BACKOFF_SECONDS": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def shared_simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     write_series(data, "GDP", GDP)
     write_series(data, "RATE", [("2024-11-01", "4.6", "", "")])
     (data / "universe.csv").write_text("symbol,exchange\nAAPL,XNAS\nMSFT,XNAS\n")
-    with running_simulator(data=data, now=SATURDAY, limits="fred=none;finnhub=none;alpaca=none") as started:
+    with running_simulator(data=data, now=SATURDAY, limits="fred=none;finnhub=none;alpaca=none;cboe=none;yahoo=none") as started:
         yield started
 
 
@@ -164,6 +164,23 @@ def test_a_chain_is_fetched_stored_and_printed_as_one_moment(at: Mdp) -> None:
         chain["snapshot_id"],
         ["AAPL241227C00240000"],
     )
+
+
+@pytest.mark.parametrize("provider", ["cboe", "yahoo"])
+def test_every_expiry_of_a_simulated_chain_is_stored(at: Mdp, provider: str) -> None:
+    answer = at("fetch", "chain", "AAPL", "--provider", provider, "--json")
+    chain = answer.json
+    assert (answer.code, chain["provider"], chain["is_complete"], chain["refused"]) == (0, provider, True, 0)
+    assert len({row["expiry"] for row in chain["contracts"]}) > 1
+    assert {row["right"] for row in chain["contracts"]} == {"C", "P"}
+    stored = at("fetch", "chain", "AAPL", "--stored", "--json").json
+    assert stored["contracts"] == chain["contracts"]
+
+
+@pytest.mark.parametrize("provider", ["cboe", "yahoo", "finnhub", "alpaca"])
+def test_every_provider_of_quotes_can_be_asked(at: Mdp, provider: str) -> None:
+    answer = at("fetch", "quotes", "AAPL", "--provider", provider, "--json", policy_quotes_l1=provider)
+    assert (answer.code, [row["provider"] for row in answer.json]) == (0, [provider])
 
 
 # --- economic series ---------------------------------------------------------------------------------------------------
