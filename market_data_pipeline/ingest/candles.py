@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
@@ -93,7 +94,7 @@ def ingest_candles(
     ingest = _Ingest(pipeline, interval, lane=lane, hint=hint, refetch=refetch, run_id=run_id)
     by_instrument = groupby(sorted(stretches, key=_place), key=_place)
     groups = [list(group) for _, group in by_instrument]
-    with ingest.dispatcher:
+    with ingest.dispatcher, ingest.store:
         at_once = ingest.at_once(groups)
         for at in range(0, len(groups), at_once):
             yield from ingest.carry_out(ingest.plan(groups[at : at + at_once]))
@@ -151,6 +152,9 @@ class _Ingest:
             raise InvalidInputError(f"no provider serves {interval} bars" + (f": {why}" if why else ""))
         self._settle = pipeline.settle_seconds(interval)
         self.dispatcher = Dispatcher(self.send, at_a_time=pipeline.settings.requests_in_flight)
+        # One at a time: transactions on the same symbols would only wait for each other.
+        self.store = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._storing: Future[list[Job]] | None = None
         self._references, self._fetches = References(pipeline.engine), FetchStore(pipeline.engine)
         self._unknown: dict[tuple[str, int], str] = {}
         self._paused: dict[tuple[str, str | None], tuple[float, str]] = {}
@@ -271,7 +275,7 @@ class _Ingest:
                     continue
                 # No window may span a session that is another's.
                 stretch = np.repeat(np.cumsum(grid.sessions_with(wanted) & ~my_sessions), grid.lengths)
-                for number in np.unique(stretch[mine]).tolist():
+                for number in np.unique(stretch[mine]).tolist() if stretch[-1] else [0]:
                     cut = windows(grid, mine & (stretch == number), due, capability, now=self._now_seconds)
                     shares += [(provider, capability, window) for window in cut]
                 left &= ~np.repeat(my_sessions, grid.lengths)
@@ -353,21 +357,33 @@ class _Ingest:
                 for errand in job.errands:
                     self._dispatch(errand)
         stored_at = time.monotonic()
-        while True:
-            replies = self.dispatcher.finished()
-            for errands, reply in replies:
+        is_over = False
+        while not is_over:
+            for errands, reply in self.dispatcher.finished(self._storing):
                 self._take_reply(errands, reply)
-            if not replies and self._quiet:
+            if self.dispatcher.is_idle and self._quiet:
                 self._decide_on_the_quiet()
-                continue
+            is_over = self.dispatcher.is_idle and not self._quiet
+            waiting = sum(len(given.judged.columns) for job in self._settled for given in job.given)
             waited = time.monotonic() - stored_at >= _LONGEST_WAIT_SECONDS
-            enough = sum(len(given.judged.columns) for job in self._settled for given in job.given) >= _BARS_PER_WRITE
-            if self._settled and (waited or enough or not replies):
+            if not self._settled or not (waited or waiting >= _BARS_PER_WRITE or is_over):
+                yield from self._stored(is_awaited=False)
+            elif self._storing is None or self._storing.done() or is_over or waiting >= 4 * _BARS_PER_WRITE:
+                yield from self._stored(is_awaited=True)
                 done, self._settled = self._settled, []
-                yield from self._store(done)
+                self._storing = self.store.submit(self._store, done)
                 stored_at = time.monotonic()
-            if not replies:
-                return
+        yield from self._stored(is_awaited=True)
+
+    def _stored(self, *, is_awaited: bool) -> Iterator[StretchReport]:
+        """The reports of what has been stored since."""
+        if self._storing is None or not (is_awaited or self._storing.done()):
+            return
+        done, self._storing = self._storing.result(), None
+        for job in done:
+            job.is_done = True
+        finished = {id(job.work): job.work for job in done if not job.work.is_outstanding}
+        yield from self._report(list(finished.values()))
 
     def _dispatch(self, errand: Errand) -> None:
         errand.job.under_way += 1
@@ -628,7 +644,8 @@ class _Ingest:
 
     # --- storing and reporting -----------------------------------------------------------------------------------------
 
-    def _store(self, done: list[Job]) -> Iterator[StretchReport]:
+    def _store(self, done: list[Job]) -> list[Job]:
+        """Write what came of these jobs, from the store's thread: the next answers are judged meanwhile."""
         done.sort(key=lambda job: (job.work.instrument.symbol_id, job.places.start))
         started = time.perf_counter()
         settings = self._pipeline.settings
@@ -645,11 +662,9 @@ class _Ingest:
                     ranking=self._ranking() if self._refetch else None,
                 )
         self._push_back(done)
-        seconds = (time.perf_counter() - started) / max(len(done), 1)
         for job in done:
-            job.is_done, job.store_seconds = True, seconds
-        finished = {id(job.work): job.work for job in done if not job.work.is_outstanding}
-        yield from self._report(list(finished.values()))
+            job.store_seconds = (time.perf_counter() - started) / len(done)
+        return done
 
     def _ranking(self) -> list[str]:
         """Who may replace whose bars when they are asked for again on purpose: the provider asked for by name, then the policy."""

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -69,16 +69,25 @@ class Dispatcher(Generic[E, R]):
         groups = self._queues[provider].groups
         groups.setdefault(group, _Group(most, self._clock())).errands.append(errand)
 
-    def finished(self) -> list[tuple[list[E], R]]:
-        """What has come back since the last call, waiting until something has; nothing where nothing is under way."""
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing is under way."""
+        return not any(queue.groups or queue.in_flight for queue in self._queues.values())
+
+    def finished(self, wake: Future[Any] | None = None) -> list[tuple[list[E], R]]:
+        """What has come back since the last call, waiting until something has.
+
+        Nothing where nothing is under way, and as soon as ``wake`` is done.
+        """
         while True:
             patience = self._fill()
             flying = {future: queue for queue in self._queues.values() for future in queue.in_flight}
             if not flying and patience is None:
                 return []
-            done, _ = wait(flying, timeout=patience, return_when=FIRST_COMPLETED) if flying else (set(), set())
+            also = () if wake is None else (wake,)
+            done, _ = wait((*flying, *also), timeout=patience, return_when=FIRST_COMPLETED) if flying else (set(), set())
             if done:
-                return [(flying[future].in_flight.pop(future), future.result()) for future in done]
+                return [(flying[future].in_flight.pop(future), future.result()) for future in done if future in flying]
 
     def _fill(self) -> float | None:
         """Send what may be sent; seconds until more may, None where nothing waits for company."""

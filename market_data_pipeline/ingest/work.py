@@ -120,9 +120,10 @@ class Job:
     def receive(self, given: Given) -> None:
         """Take an answer."""
         self.given.append(given)
-        grid = given.errand.grid
-        came = np.isin(grid.opened_at, given.judged.columns.opened_at)
-        self.received[self.within(given.errand.window)] |= came
+        grid, came = given.errand.grid, {session.session: session.bars for session in given.judged.sessions}
+        # Sessions whose ledger has another grid are not in the answer.
+        bars = [came.get(session, np.zeros(length, bool)) for session, length in zip(grid.sessions, grid.lengths, strict=True)]
+        self.received[self.within(given.errand.window)] |= np.concatenate(bars)
 
     def lacking(self, errand: Errand) -> Bools:
         """What is wanted of the sessions of ``errand`` and has not come, one element a bar of them."""

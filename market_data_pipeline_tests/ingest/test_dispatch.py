@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from concurrent.futures import Future
 
 import pytest
 
@@ -99,6 +100,19 @@ def test_who_stops_reading_early_leaves_nothing_to_be_sent() -> None:
         dispatcher.finished()
         threading.Timer(0.05, desk.gates["a"].set).start()
     assert len([request for request in desk.requests if request[0].startswith("a")]) <= 1
+
+
+def test_waiting_ends_early_where_something_else_is_done() -> None:
+    desk, store = Desk(), Future[None]()
+    desk.gates["a"] = threading.Event()
+    with Dispatcher(desk.send, at_a_time=1) as dispatcher:
+        assert dispatcher.is_idle
+        dispatcher.put("a", provider="a", group=None, most=1)
+        store.set_result(None)
+        assert dispatcher.finished(store) == []
+        desk.gates["a"].set()
+        assert dispatcher.finished() == [(["a"], "answer of a")]
+    assert dispatcher.is_idle
 
 
 def test_a_bug_in_sending_is_not_swallowed() -> None:
