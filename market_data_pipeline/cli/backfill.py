@@ -170,7 +170,8 @@ def needs_of(request: Request, plan: PartitionPlan, pipeline: Pipeline) -> Needs
     for interval in request.intervals:
         reachable, begins = dict(sessions), dict.fromkeys(sessions, request.start)
         for name, days in sessions.items():
-            rest, beyond = _within_reach(days, calendars[name], pipeline.reach_seconds(interval, hint=request.provider), now)
+            reach = pipeline.reach_seconds(interval, name, hint=request.provider)
+            rest, beyond = _within_reach(days, calendars[name], reach, now)
             if beyond:
                 reachable[name], begins[name] = rest, rest[0] if rest else request.end
                 asked = _names_of_providers(pipeline, interval, request.provider)

@@ -45,6 +45,7 @@ COMMANDS = {
     "providers": _Entry("providers:providers", "Show, probe and reset the providers."),
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
     "sample": _Entry("simulate:sample", "Generate realistic sample data for the simulator."),
+    "drill": _Entry("drill:drill", "Let simulated providers fail and show what becomes of a backfill."),
     "demo": _Entry("demo:demo", "Fetch, lose, find and heal candles of ten simulated symbols."),
 }
 

@@ -154,7 +154,7 @@ class RealWorkbench:
             limit=limit,
             settle_seconds=max(self.pipeline.settle_seconds(interval) for interval in FETCHED_INTERVALS),
             intervals=FETCHED_INTERVALS,
-            reach_seconds={interval: self.pipeline.reach_seconds(interval) for interval in FETCHED_INTERVALS},
+            reach_seconds=self.pipeline.reaches(FETCHED_INTERVALS),
         )
 
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:

@@ -73,7 +73,8 @@ class Capability:
 
     ``reach_seconds``: how long ago the oldest bar may have opened; ``span_seconds``: the longest window of one request;
     ``rows_per_request``: how many rows one page may hold; None for no limit. ``delay_seconds``: how long after a bar's end the
-    provider has it. ``interval``: of bars, None for everything else.
+    provider has it. ``interval``: of bars, None for everything else. ``calendars``: of the exchanges whose instruments it knows,
+    None where it is not limited to some.
     """
 
     name: str
@@ -87,6 +88,15 @@ class Capability:
     basis: Basis = Basis.SPLIT
     feed: Feed = Feed.CONSOLIDATED
     access: Access = Access.OPEN
+    calendars: frozenset[str] | None = None
+
+    def knows(self, calendar: str | None) -> bool:
+        """Whether instruments of this calendar (None: of some calendar) can be asked for."""
+        return self.calendars is None or calendar is None or calendar in self.calendars
+
+
+# XNYS is the calendar of every exchange of US shares.
+US = frozenset({"XNYS"})
 
 
 def bars_capability(  # noqa: PLR0913 - as many limits as vendors invent
@@ -101,6 +111,7 @@ def bars_capability(  # noqa: PLR0913 - as many limits as vendors invent
     basis: Basis = Basis.SPLIT,
     feed: Feed = Feed.CONSOLIDATED,
     access: Access = Access.OPEN,
+    calendars: frozenset[str] | None = None,
 ) -> Capability:
     """The capability to serve bars of ``interval``."""
     return Capability(
@@ -115,6 +126,7 @@ def bars_capability(  # noqa: PLR0913 - as many limits as vendors invent
         basis=basis,
         feed=feed,
         access=access,
+        calendars=calendars,
     )
 
 
@@ -127,10 +139,14 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Priority:
-    """Who a request is for. ``share`` of every limit is open to it: what is left is kept for those above."""
+    """Who a request is for. ``share`` of every limit is open to it: what is left is kept for those above.
+
+    ``is_trial``: it finds out whether a provider is back. It is sent once: no retries.
+    """
 
     lane: Lane = Lane.BACKFILL
     tier: str = "T0"
+    is_trial: bool = False
 
     @property
     def share(self) -> float:

@@ -105,6 +105,11 @@ def after_failure(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> Le
     return replace(row, failures=failures, last_attempt_at=now, next_attempt_at=next_attempt)
 
 
+def postponed(row: LedgerRow, *, until: datetime) -> LedgerRow:
+    """The ledger row where nobody could be asked: nothing is known that was not known before; no sooner than ``until``."""
+    return replace(row, next_attempt_at=max(until, row.next_attempt_at or until))
+
+
 def held_back(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> LedgerRow:
     """The ledger row after an answer that was not believed: neither an attempt nor a failure; asked again after the first wait."""
     return replace(row, last_attempt_at=now, next_attempt_at=max(now + policy.wait(1), row.next_attempt_at or now))

@@ -64,7 +64,8 @@ class Outcome:
     """How one call to a provider ended. ``kind``: "ok" or the ``kind`` of a ProviderError.
 
     ``latency_seconds``: of its last attempt. ``attempts``: HTTP requests sent. ``expected`` bars were due, ``received`` of them
-    came; 0 expected: nothing can be said about completeness. ``detail`` is for people and holds no secret.
+    came; 0 expected: nothing can be said about completeness. ``detail`` is for people and holds no secret. ``is_incident``: an
+    empty answer among so many that the provider must have lost its data: the breaker opens, and trials find out when it is back.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Outcome:
     expected: int = 0
     received: int = 0
     detail: str = ""
+    is_incident: bool = False
 
     @property
     def is_failure(self) -> bool:
@@ -83,7 +85,7 @@ class Outcome:
     def is_breaking(self) -> bool:
         """Whether it counts for the breaker. So does a kind nobody has heard of: a new error of ours is no proof of health."""
         known = FAILURES | ANSWERS | UNDECIDED | {"ok", "barren", "entitlement"}
-        return self.kind in BREAKING or self.kind not in known
+        return self.kind in BREAKING or self.kind not in known or self.is_incident
 
     @property
     def completeness(self) -> float | None:
@@ -186,6 +188,16 @@ class ProviderHealth:
             return Admission(is_admitted=False, reason=f"one trial is under way ({why})")
         return Admission(is_admitted=True, is_trial=True, reason=why)
 
+    def rests_until(self, *, now: datetime, policy: HealthPolicy) -> datetime:
+        """When it may be asked again: ``now`` where it may be. Under a trial that is another's: a cool-down from now."""
+        if self.admission(now=now, policy=policy).is_admitted:
+            return now
+        cooldown = timedelta(seconds=policy.breaker_cooldown_seconds)
+        if self.is_on_trial:
+            return now + cooldown
+        opened = self.opened_at + cooldown if self.breaker is Breaker.OPEN and self.opened_at is not None else now
+        return max(opened, self.disabled_until or now)
+
     def on_trial(self) -> ProviderHealth:
         """Somebody begins the trial that ``admission`` offered."""
         breaker = Breaker.HALF_OPEN if self.breaker is Breaker.OPEN else self.breaker
@@ -205,14 +217,19 @@ class ProviderHealth:
             until = now + timedelta(seconds=policy.disabled_seconds)
             since = self.disabled_at or now
             return replace(self._reached(), disabled_at=since, disabled_until=until, reason=outcome.detail, is_on_trial=False)
+        if outcome.kind == "barren" and self.is_on_trial and self.breaker is Breaker.HALF_OPEN:
+            # A trial that brings nothing has not shown that it is back.
+            outcome = replace(outcome, is_incident=True, detail=outcome.detail or self.reason)
         decided = self._after_failure(outcome, now=now, policy=policy) if outcome.is_breaking else self._after_answer()
         return decided if outcome.kind in ANSWERS else _sampled(decided, outcome, now=now, policy=policy)
 
     def _after_failure(self, outcome: Outcome, *, now: datetime, policy: HealthPolicy) -> ProviderHealth:
-        failures = self.failures_in_row + max(outcome.attempts, 1)
+        # An incident of empty answers is told as such, not as failures in a row.
+        failures = self.failures_in_row + (0 if outcome.is_incident else max(outcome.attempts, 1))
         failed = replace(self, failures_in_row=failures, is_on_trial=False)
         # A straggler that was sent before the breaker opened does not prolong its rest.
-        opens = self.breaker is Breaker.HALF_OPEN or (self.breaker is Breaker.CLOSED and failures >= policy.breaker_failures)
+        enough = failures >= policy.breaker_failures or outcome.is_incident
+        opens = self.breaker is Breaker.HALF_OPEN or (self.breaker is Breaker.CLOSED and enough)
         if not opens:
             return failed
         # Why it is disabled is the older news, and what somebody can do something about.
@@ -235,9 +252,10 @@ def events(before: ProviderHealth, after: ProviderHealth, *, policy: HealthPolic
     """The incidents that began or ended between two healths of one provider and capability."""
     found: list[HealthEvent] = []
     was_shut, is_shut = before.breaker is not Breaker.CLOSED, after.breaker is not Breaker.CLOSED
-    if is_shut and not was_shut:
+    failed = max(before.failures_in_row, after.failures_in_row) >= policy.breaker_failures
+    if is_shut and not was_shut and failed:
         found.append(HealthEvent("breaker_opened", f"{after.failures_in_row} failed attempts in a row: {after.reason}"))
-    if was_shut and not is_shut:
+    if was_shut and not is_shut and failed:
         found.append(HealthEvent("breaker_closed", "a trial was answered", is_recovery=True))
     if after.disabled_at is not None and before.disabled_at is None:
         found.append(HealthEvent("entitlement_lost", f"{after.reason}; asked again after {_written(after.disabled_until)}"))
@@ -278,6 +296,9 @@ def _sampled(health: ProviderHealth, outcome: Outcome, *, now: datetime, policy:
         sampled_at=now if health.sampled_at is None else max(health.sampled_at, now),
     )
     score = sampled.score(policy)
+    if sampled.breaker is Breaker.OPEN:
+        # Nobody asks it: where it would stand is no news, and one outage is one event.
+        return replace(sampled, good_samples=0)
     if not sampled.is_demoted:
         return replace(sampled, is_demoted=score < policy.demote_below, good_samples=0)
     good = sampled.good_samples + 1 if score > policy.promote_above else 0

@@ -101,6 +101,7 @@ class BarsAnswer:
     ``float32_prices``: prices are float32 widened on the wire, so compare them at that resolution. ``currency`` as sent.
     ``flags``: repair flags (``domain.quality``), one a row of ``columns``, or None where nothing was repaired. ``newest``: the
     provider's own newest stamp (last trade, epoch seconds), None where it tells none: an answer from the past shows by it.
+    ``previous_close``: the close before the window, as the answer itself names it, None where it does not.
     ``outside_opened_at``: the stamps of intraday rows left out for their stamp, outside the window or off the minute: bars that are
     named by their close show by them. None where there are none.
     """
@@ -114,6 +115,7 @@ class BarsAnswer:
     currency: str | None = None
     flags: Int16s | None = None
     newest: int | None = None
+    previous_close: float | None = None
     outside_opened_at: Int64s | None = None
 
 

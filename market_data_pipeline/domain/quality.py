@@ -67,6 +67,7 @@ class Reference:
     ``close``: the stored close nearest to the window, before it where there is one, else after it; None where nothing is stored.
     ``session``: the session it belongs to. ``splits``: those known for the symbol, whoever told them. ``held_at`` and
     ``held_close``: opens and closes stored inside the window itself (a refetch), sorted; None where none were looked up.
+    ``source``: whose word ``close`` is: "stored", or "own" for what the answer itself says of the session before.
     """
 
     close: float | None = None
@@ -74,6 +75,7 @@ class Reference:
     splits: Sequence[CorporateAction] = ()
     held_at: Int64s | None = None
     held_close: Float64s | None = None
+    source: str = "stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _units(columns: CandleColumns, near: _Nearest | None, held: float | None) ->
     off = levels - usual
     if off.all():
         return Findings(
-            PayloadError.kind, f"every price is {_times(int(off[0]))} the stored close of {near.session}" if near else ""
+            PayloadError.kind, f"every price is {_times(int(off[0]))} the {near.source} close of {near.session}" if near else ""
         )
     refused = {int(row): f"the prices are {_times(int(off[row]))} those around them" for row in np.flatnonzero(off)}
     odd = {name: _hundreds(getattr(columns, name) / close) for name in ("open", "high", "low")}
@@ -245,6 +247,7 @@ class _Nearest:
     session: date
     stored_day: int
     log_ratio: float
+    source: str
 
     @classmethod
     def to(cls, columns: CandleColumns, days: Int32s, reference: Reference) -> _Nearest | None:
@@ -255,13 +258,17 @@ class _Nearest:
         row = 0 if stored_day <= days[0] else len(columns) - 1
         if abs(int(days[row]) - stored_day) > _NEAR_ENOUGH_DAYS:
             return None
-        return cls(row, int(days[row]), reference.session, stored_day, math.log(columns.close[row] / reference.close))
+        log_ratio = math.log(columns.close[row] / reference.close)
+        return cls(row, int(days[row]), reference.session, stored_day, log_ratio, reference.source)
 
     def on_another_basis(self, splits: Sequence[_Split], today: int) -> str | None:
         """Why this bar and the stored close cannot be of one series; None where they can.
 
         A split between the two is what raw prices show, and what a series shows that was stored day by day: no reason.
         """
+        if self.source != "stored":
+            # Whether a vendor adjusts the close before the window as it does the bars in it, nobody says.
+            return None
         between = self._raw_move(splits)
         for split in splits:
             is_less = abs(self.log_ratio) > abs(split.log_value) / 2 and abs(self.log_ratio - between) > abs(split.log_value) / 2

@@ -71,6 +71,10 @@ _BARS_TO_BE_MISSED = 15
 # A run of a few symbols is judged together with what other processes were answered within this time.
 _COMPANY = timedelta(minutes=15)
 _EMPTINESS = EmptinessPolicy()
+# Below this share some symbols still come, and are worth a request each.
+_LOST_EVERYTHING = 0.95
+# What nobody can be asked for comes back with the first provider that can; a disabled one may be repaired by hand before its day.
+_SHORTEST_POSTPONEMENT, _LONGEST_POSTPONEMENT = timedelta(minutes=1), timedelta(hours=1)
 _DAY_SECONDS = 86_400
 
 
@@ -146,7 +150,8 @@ class _Ingest:
         self._pipeline, self._interval, self._capability = pipeline, interval, bars(interval)
         self._lane, self._hint, self._refetch, self._run_id = lane, hint, refetch, run_id
         configured, reasons = pipeline.router.configured(self._capability, hint=hint)
-        self._configured = [capability for provider, capability in configured if isinstance(provider, BarsProvider)]
+        self._serving = [(provider, capability) for provider, capability in configured if isinstance(provider, BarsProvider)]
+        self._configured = [capability for _, capability in self._serving]
         if not self._configured:
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise InvalidInputError(f"no provider serves {interval} bars" + (f": {why}" if why else ""))
@@ -234,7 +239,8 @@ class _Ingest:
         """The jobs of one instrument. No session is in two of them."""
         grid = work.grid
         wanted = self._due(grid) & listed(work.instrument, grid)
-        wanted &= np.logical_or.reduce([within_reach(grid, c, self._now_seconds) for c in self._configured])
+        mine = [capability for capability in self._configured if capability.knows(work.instrument.calendar)]
+        wanted &= np.logical_or.reduce([np.zeros(len(wanted), bool), *(within_reach(grid, c, self._now_seconds) for c in mine)])
         wanted &= ~np.repeat(work.masks.misfit, grid.lengths)
         if not self._refetch:
             wanted &= ~work.masks.present & ~work.masks.confirmed_empty
@@ -319,6 +325,8 @@ class _Ingest:
         """What this pass has learned against asking ``name`` for this instrument."""
         if (name, instrument.symbol_id) in self._unknown:
             return self._unknown[name, instrument.symbol_id]
+        if not capability.knows(instrument.calendar):
+            return f"it does not serve {instrument.calendar}"
         if not self._pipeline.settings.allow_mixed_feeds:
             foreign = other_feed(capability.feed.volume_base, self._series.get(instrument.symbol_id))
             if foreign is not None:
@@ -331,6 +339,19 @@ class _Ingest:
             if time.monotonic() < until:
                 return reason
         return None
+
+    def _again_at(self, instrument: Instrument) -> datetime:
+        """When somebody can be asked for ``instrument`` again: a minute from now at the soonest, an hour at the latest."""
+        now, health = self._instant(), self._pipeline.health
+        healths, waits = health.all(now), [_LONGEST_POSTPONEMENT]
+        for provider, capability in self._serving:
+            if not capability.knows(instrument.calendar) or (provider.name, instrument.symbol_id) in self._unknown:
+                continue
+            known = healths.get((provider.name, self._capability))
+            rest = timedelta() if known is None else known.rests_until(now=now, policy=health.policy) - now
+            pauses = (self._paused.get((provider.name, tier), (0.0, ""))[0] for tier in (None, instrument.tier))
+            waits.append(max(rest, timedelta(seconds=max(pauses) - time.monotonic())))
+        return now + max(min(waits), _SHORTEST_POSTPONEMENT)
 
     def _learn(self, errand: Errand, error: ProviderError) -> None:
         """What one failure says about the requests not sent yet; what it says of the provider's health is in the book."""
@@ -408,7 +429,8 @@ class _Ingest:
         if not admission.is_admitted:
             return _Reply(turned_away=admission.reason)
         # A trial is a single request, and one for several symbols may be several.
-        requests = [self._request(errand) for errand in (errands[:1] if admission.is_trial else errands)]
+        trial = admission.is_trial
+        requests = [self._request(errand, is_trial=trial) for errand in (errands[:1] if trial else errands)]
         began = time.monotonic()
         try:
             if len(requests) > 1 and isinstance(provider, ManyBarsProvider):
@@ -422,14 +444,14 @@ class _Ingest:
             self._learn(errands[0], error)
             return _Reply([error] * len(requests), turned_away=admission.reason, is_recorded=True)
 
-    def _request(self, errand: Errand) -> BarsRequest:
+    def _request(self, errand: Errand, *, is_trial: bool) -> BarsRequest:
         instrument = errand.job.work.instrument
         return BarsRequest(
             instrument.name_at(errand.name),
             self._interval,
             errand.window.start,
             errand.window.end,
-            Priority(self._lane, instrument.tier),
+            Priority(self._lane, instrument.tier, is_trial=is_trial),
         )
 
     # --- what came back ------------------------------------------------------------------------------------------------
@@ -492,7 +514,7 @@ class _Ingest:
             census = self._censuses[errand.name]
             census.note(symbol_id, is_empty=judged.barren)
             if census.emptiness() is Emptiness.INCIDENT:
-                self._suspects.add(errand.name)
+                self._rest(errand.name)
         if judged.barren:
             # Whether it is an answer depends on the company it is in: decided when nothing is under way any more.
             job.under_way += 1
@@ -575,12 +597,23 @@ class _Ingest:
         census = self._censuses[name]
         if self._emptiness(name) is not Emptiness.INCIDENT:
             return False
-        self._suspects.add(name)
+        self._rest(name)
         if not census.is_told:
             census.is_told = True
             empty = f"{sum(census.empty.values())} of {len(census.empty)} symbols came back without a single bar"
             self._tell(name, f"{empty}: none of it is believed, no verdict was written", is_recovery=False)
         return True
+
+    def _rest(self, name: str) -> None:
+        """Ask ``name`` after all others; and where it has lost everything, not at all but by trials, until one brings something."""
+        census, is_new = self._censuses[name], name not in self._suspects
+        self._suspects.add(name)
+        if not is_new or sum(census.empty.values()) < _LOST_EVERYTHING * len(census.empty):
+            return
+        self._route = None
+        empty = f"{sum(census.empty.values())} of {len(census.empty)} symbols came back without a single bar"
+        lost = Outcome(BarrenError.kind, attempts=0, detail=empty, is_incident=True)
+        self._pipeline.health.record(name, self._capability, lost, now=self._instant(), run_id=self._run_id)
 
     def _emptiness(self, name: str) -> Emptiness:
         """Of this pass, and where that is of few symbols, of everybody's last minutes."""
@@ -675,6 +708,7 @@ class _Ingest:
         """Record what failed and what was not believed; their sessions wait, unless somebody answered for them."""
         failed: list[tuple[int, date]] = []
         unbelieved: list[tuple[int, date]] = []
+        waiting: dict[tuple[int, date], datetime] = {}
         fetches: list[tuple[int | None, Fetch]] = []
         for job in done:
             symbol_id, sessions = job.work.instrument.symbol_id, job.work.grid.sessions[job.places]
@@ -683,11 +717,14 @@ class _Ingest:
             attempted, is_failed, is_unbelieved = job.attempted, job.failed, job.unbelieved
             failed += [(symbol_id, sessions[place]) for place in np.flatnonzero(is_failed & ~attempted)]
             unbelieved += [(symbol_id, sessions[place]) for place in np.flatnonzero(is_unbelieved & ~is_failed & ~attempted)]
-        if failed or unbelieved or fetches:
+            for place in np.flatnonzero(job.unasked):
+                waiting[symbol_id, sessions[place]] = self._again_at(job.work.instrument)
+        if failed or unbelieved or waiting or fetches:
             self._pipeline.ledger.record_failures(
                 failed,
                 self._interval,
                 unbelieved=unbelieved,
+                waiting=waiting,
                 fetches=fetches,
                 now=self._now,
                 policy=self._pipeline.settings.healing_policy,

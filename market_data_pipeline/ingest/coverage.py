@@ -106,7 +106,7 @@ def codes_of(
         ends_at=grid.ends_at,
         now=now,
         settle_seconds=pipeline.settle_seconds(interval),
-        reach_seconds=pipeline.reach_seconds(interval),
+        reach_seconds=pipeline.reach_seconds(interval, instrument.calendar),
     )
 
 

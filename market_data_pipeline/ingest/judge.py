@@ -15,6 +15,7 @@ from market_data_pipeline.domain.errors import BarrenError, PayloadError, StaleE
 from market_data_pipeline.domain.healing import enclosed
 from market_data_pipeline.domain.ports import AnsweredSession, RefusedBars
 from market_data_pipeline.domain.quality import BarFlag, Findings, Reference, examine
+from market_data_pipeline.domain.sessions import date_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +85,16 @@ class _Rows:
     stray: Int64s
 
 
+def _reference(held: Reference, answer: BarsAnswer, window: Window) -> Reference:
+    """What the answer is held against: what we hold, or else the close before the window that it names itself.
+
+    Without it a symbol's very first answer, a hundred times too dear, would have nothing to contradict it.
+    """
+    if held.close is not None or answer.previous_close is None:
+        return held
+    return replace(held, close=answer.previous_close, session=date_of(window.start // _DAY - 1), source="own previous")
+
+
 def judge(  # noqa: PLR0913 - everything a bar is held against
     answer: BarsAnswer,
     *,
@@ -128,7 +139,7 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
             columns if everything else columns.take(sound),
             days=rows.days[sound],
             places=places[sound],
-            reference=reference or _NOTHING,
+            reference=_reference(reference or _NOTHING, answer, window),
             actions=answer.actions,
             basis=basis,
             today=now // _DAY,
@@ -225,6 +236,7 @@ def _misplaced(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
     if not len(rows.stray):
         return None
     stamps = np.unique(np.concatenate((grid.starts_at[rows.places], rows.stray)))
+    thin = Counter[int]()
     for place in range(len(grid)):
         bars = slice(int(grid.offsets[place]), int(grid.offsets[place + 1]))
         if not asked[bars].all() or bars.stop - bars.start < _PATTERN:
@@ -232,19 +244,28 @@ def _misplaced(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
         first, last = int(grid.starts_at[bars][0]), int(grid.starts_at[bars][-1])
         # Half a day on either side belongs to no other session.
         mine = stamps[(stamps > first - _DAY // 4) & (stamps < last + _DAY // 4)]
-        if len(mine) < _DENSE * (bars.stop - bars.start):
+        if len(mine) < 2:
             continue
         # A live tick at the end, at whatever second the last trade was, is no bar.
         mine = mine[:-1] if (mine[-1] - mine[-2]) % 60 else mine
         shift = int(mine[0]) - first
-        if shift and int(mine[-1]) - last == shift:
-            when = "late, as if they were named by their close" if shift > 0 else "early"
-            return f"every bar of {grid.sessions[place]} is stamped {abs(shift)} seconds {when}"
+        is_shifted = bool(shift) and int(mine[-1]) - last == shift
+        if len(mine) < _DENSE * (bars.stop - bars.start):
+            thin[shift if is_shifted else 0] += 1
+        elif is_shifted:
+            return f"every bar of {grid.sessions[place]} is stamped {_late(shift)}"
+    if len(thin) == 1 and thin.most_common(1)[0][1] > 1 and not thin[0]:
+        # One thin session may begin and end late by chance; not each of several by the same time.
+        return f"the first and last bars of {thin.total()} sessions are stamped {_late(next(iter(thin)))}"
     inside = np.searchsorted(grid.opens_at, rows.stray, "right") - 1
     off = int(((inside >= 0) & (rows.stray < grid.closes_at[inside])).sum())
     if off >= _PATTERN and off > len(rows.places):
         return f"{off} bars open where no bar of the interval does"
     return None
+
+
+def _late(shift: int) -> str:
+    return f"{abs(shift)} seconds {'late, as if they were named by their close' if shift > 0 else 'early'}"
 
 
 def _coarser(rows: _Rows, grid: Grid, asked: Bools) -> str | None:

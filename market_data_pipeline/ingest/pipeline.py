@@ -9,7 +9,7 @@ from market_data_pipeline.domain.capabilities import bars
 from market_data_pipeline.domain.ports import BarsProvider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     import sqlalchemy as sa
@@ -67,7 +67,25 @@ class Pipeline:
         capability = self.capability(interval)
         return max(self.settings.settle_seconds, capability.delay_seconds if capability else 0)
 
-    def reach_seconds(self, interval: Interval, *, hint: str | None = None) -> int | None:
-        """How far back any provider serves ``interval``, through its source where it is derived; None for no limit."""
-        reaches = [capability.reach_seconds for _, capability in self.bars_providers(interval.source or interval, hint=hint)]
-        return None if None in reaches else max((reach for reach in reaches if reach is not None), default=None)
+    def reach_seconds(self, interval: Interval, calendar: str | None = None, *, hint: str | None = None) -> int | None:
+        """How far back any provider serves ``interval`` of instruments of ``calendar``; None for no limit, 0 where none does.
+
+        Through its source where it is derived. Without a calendar: of whatever instruments.
+        """
+        serving = [capability for _, capability in self.bars_providers(interval.source or interval, hint=hint)]
+        reaches = [capability.reach_seconds for capability in serving if capability.knows(calendar)]
+        if None in reaches or not serving:
+            return None
+        return max((reach for reach in reaches if reach is not None), default=0)
+
+    def reaches(self, intervals: Sequence[Interval]) -> dict[tuple[Interval, str | None], int | None]:
+        """``reach_seconds`` of each interval, by calendar where some provider is limited to some; None for all other calendars."""
+        found: dict[tuple[Interval, str | None], int | None] = {}
+        for interval in intervals:
+            serving = [capability for _, capability in self.bars_providers(interval.source or interval)]
+            named = frozenset().union(*(capability.calendars or () for capability in serving))
+            elsewhere = [capability.reach_seconds for capability in serving if capability.calendars is None]
+            limits = [reach for reach in elsewhere if reach is not None]
+            found[interval, None] = None if None in elsewhere or not serving else max(limits, default=0)
+            found |= {(interval, calendar): self.reach_seconds(interval, calendar) for calendar in sorted(named)}
+        return found

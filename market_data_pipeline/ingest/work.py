@@ -157,6 +157,15 @@ class Job:
         return self._covered(given.errand for given in self.given if not given.is_believed)
 
     @property
+    def unasked(self) -> Bools:
+        """Something is lacking, and nobody could be asked for it."""
+        return (
+            self.unanswered
+            & ~self._covered(failure.errand for failure in self.failures)
+            & ~self._covered(given.errand for given in self.given)
+        )
+
+    @property
     def unanswered(self) -> Bools:
         """Something that was wanted did not come, and nobody gave a usable answer."""
         missed = self.wanted & ~self.received

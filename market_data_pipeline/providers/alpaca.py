@@ -19,6 +19,7 @@ import numpy as np
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import (
     QUOTES_L1,
+    US,
     Access,
     Basis,
     Capability,
@@ -187,6 +188,7 @@ class AlpacaProvider:
             stamp=Stamp.DATE if interval.is_daily else Stamp.OPEN,
             feed=terms.counts,
             access=terms.access,
+            calendars=US,
         )
 
     # --- bars

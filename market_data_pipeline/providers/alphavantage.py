@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.capabilities import Access, Basis, RateLimit, Stamp, bars_capability
+from market_data_pipeline.domain.capabilities import US, Access, Basis, RateLimit, Stamp, bars_capability
 from market_data_pipeline.domain.errors import (
     EntitlementError,
     OutOfReachError,
@@ -106,6 +106,7 @@ class AlphaVantageProvider:
                     stamp=stamp,
                     basis=Basis.RAW,
                     access=Access.KEY,
+                    calendars=US,
                 ),
                 Interval.D1: bars_capability(
                     Interval.D1,
@@ -115,6 +116,7 @@ class AlphaVantageProvider:
                     stamp=Stamp.DATE,
                     basis=Basis.RAW,
                     access=Access.KEY,
+                    calendars=US,
                 ),
             }
         )

@@ -19,6 +19,7 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import (
     OPTIONS_CHAIN,
     QUOTES_L1,
+    US,
     Basis,
     Capability,
     Feed,
@@ -65,6 +66,8 @@ _DELAY_SECONDS = 15 * 60
 # No quota is published. A file is renewed every few seconds at best, so there is no point in asking for more.
 LIMITS = (RateLimit(2, 1.0), RateLimit(60, 60.0))
 
+# US shares, and indices in the hours of CBOE itself.
+_MARKETS = US | {"XCBF"}
 CAPABILITIES: Mapping[Interval, Capability] = MappingProxyType(
     {
         # The latest session and no other. Whose volume it counts is not said and no body was recorded: kept apart from the
@@ -77,10 +80,13 @@ CAPABILITIES: Mapping[Interval, Capability] = MappingProxyType(
             stamp=Stamp.CLOSE,
             basis=Basis.RAW,
             feed=Feed.CBOE,
+            calendars=_MARKETS,
         ),
         # Consolidated and split-adjusted: AAPL's recorded volume of 2020-08-28, 187,629,916, is four times what was traded. Two
         # decimals. The file is made at 11:00 UTC of a working day: on Saturday it still ends with Thursday.
-        Interval.D1: bars_capability(Interval.D1, reach_seconds=None, span_seconds=None, delay_seconds=64 * 3600, stamp=Stamp.DATE),
+        Interval.D1: bars_capability(
+            Interval.D1, reach_seconds=None, span_seconds=None, delay_seconds=64 * 3600, stamp=Stamp.DATE, calendars=_MARKETS
+        ),
     }
 )
 # Whose bid and ask it is, is not said: AAPL's recorded spread at the close, 14 cents, is not that of the whole market.

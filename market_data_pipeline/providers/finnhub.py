@@ -16,6 +16,7 @@ import numpy as np
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import (
     QUOTES_L1,
+    US,
     Access,
     Basis,
     Capability,
@@ -77,8 +78,12 @@ _END_OF_TIME = 253_402_300_800
 CAPABILITIES: Mapping[Interval, Capability] = MappingProxyType(
     {
         # A longer window is answered with a part of it.
-        Interval.M1: bars_capability(Interval.M1, reach_seconds=None, span_seconds=30 * DAY, basis=Basis.RAW, access=Access.PLAN),
-        Interval.D1: bars_capability(Interval.D1, reach_seconds=None, span_seconds=None, stamp=Stamp.DATE, access=Access.PLAN),
+        Interval.M1: bars_capability(
+            Interval.M1, reach_seconds=None, span_seconds=30 * DAY, basis=Basis.RAW, access=Access.PLAN, calendars=US
+        ),
+        Interval.D1: bars_capability(
+            Interval.D1, reach_seconds=None, span_seconds=None, stamp=Stamp.DATE, access=Access.PLAN, calendars=US
+        ),
     }
 )
 

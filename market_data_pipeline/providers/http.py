@@ -486,7 +486,9 @@ class HttpClient:
         return error
 
     def _is_over(self, call: _Call, state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number >= self.policy.attempts or self._clock() + state.upcoming_sleep >= call.deadline
+        # A trial asks whether a provider is back: a second request in a row would tell nothing new.
+        most = 1 if call.priority.is_trial else self.policy.attempts
+        return state.attempt_number >= most or self._clock() + state.upcoming_sleep >= call.deadline
 
     def _take_from_budget(self, call: _Call) -> None:
         """Before the attempt and no part of it: what is refused was never sent, and the wait is no latency of the provider."""

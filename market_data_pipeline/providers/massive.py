@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import numpy as np
 
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.capabilities import Access, RateLimit, Stamp, bars_capability
+from market_data_pipeline.domain.capabilities import US, Access, RateLimit, Stamp, bars_capability
 from market_data_pipeline.domain.errors import (
     BudgetSpentError,
     EntitlementError,
@@ -312,6 +312,7 @@ def _capability(interval: Interval, plan: Plan) -> Capability:
         delay_seconds=plan.delay_seconds,
         stamp=Stamp.DATE if interval.is_daily else Stamp.OPEN,
         access=plan.access,
+        calendars=US,
     )
 
 

@@ -83,8 +83,9 @@ class ParsedChart:
     ``received`` rows were in the body: each is in ``columns``, in ``null_opened_at`` or counted in ``dropped`` (whose keys that
     end in "_action" count events, not rows). ``columns`` are sorted and unique; a value that is null, no number or not finite is
     NaN or infinite there, so that the judge refuses its row by name. ``flags``: what was repaired, one a row (``BarFlag``).
-    ``newest``: the last trade that Yahoo knows of, epoch seconds; None where it does not say. ``outside_opened_at``: the stamps of
-    intraday rows left out for their stamp, outside the window or between the minutes; None where there are none.
+    ``newest``: the last trade that Yahoo knows of, epoch seconds; None where it does not say. ``previous_close``: before the
+    window, as Yahoo names it. ``outside_opened_at``: the stamps of intraday rows left out for their stamp, outside the window or
+    between the minutes; None where there are none.
     """
 
     columns: CandleColumns
@@ -95,6 +96,7 @@ class ParsedChart:
     dropped: Mapping[str, int] = field(default_factory=dict)
     flags: Int16s = field(default_factory=lambda: np.empty(0, np.int16))
     newest: int | None = None
+    previous_close: float | None = None
     outside_opened_at: Int64s | None = None
 
 
@@ -173,6 +175,7 @@ class YahooProvider:
             currency=chart.currency,
             flags=chart.flags if chart.flags.any() else None,
             newest=chart.newest,
+            previous_close=chart.previous_close,
             outside_opened_at=chart.outside_opened_at,
         )
 
@@ -275,6 +278,7 @@ def parse_chart(body: bytes, request: BarsRequest) -> ParsedChart:
         dropped={reason: count for reason, count in sorted(dropped.items()) if count},
         flags=flags,
         newest=_newest(meta.get("regularMarketTime")),
+        previous_close=_price(meta.get("chartPreviousClose")),
         outside_opened_at=stamps[~_is_usable(stamps, request)] if has_left_out else None,
     )
 
@@ -283,6 +287,11 @@ def _newest(stamp: object) -> int | None:
     """The last trade that ``meta`` speaks of: an answer from the past shows by it. It costs no bars where it is no epoch."""
     seconds = number(stamp)
     return int(seconds) if 0 < seconds < _END_OF_TIME else None
+
+
+def _price(value: object) -> float | None:
+    price = number(value)
+    return price if 0 < price < math.inf else None
 
 
 def _check_meta(meta: Mapping[str, Any], quotes: Mapping[str, Any], request: BarsRequest) -> None:

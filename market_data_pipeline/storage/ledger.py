@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
-from market_data_pipeline.domain.healing import after_failure, held_back
+from market_data_pipeline.domain.healing import after_failure, held_back, postponed
 from market_data_pipeline.storage.bulk import bits, ledger_row, lock_series, read_ledger, record_fetches, transaction
 
 if TYPE_CHECKING:
@@ -71,13 +71,18 @@ update coverage c
 
 # A session is part of the gap before it when the ledger has no other session between the two.
 _DUE_GAPS = """
-with due as materialized (
+with reaches as (
+  select * from unnest(%(reach_intervals)s::int4[], %(reach_calendars)s::text[], %(reach_seconds)s::int4[])
+             as k (interval_s, calendar, seconds)
+),
+due as materialized (
   select c.symbol_id, c.interval_s, c.session, c.absent, c.attempts, c.failures, c.next_attempt_at,
          c.next_attempt_at + u.head_starts * %(head_start)s as turn
     from coverage c
-    join (select symbol_id, active_from, active_to, case tier when 'T0' then 0 when 'T1' then 1 else 2 end as head_starts
+    join (select symbol_id, calendar, active_from, active_to, case tier when 'T0' then 0 when 'T1' then 1 else 2 end as head_starts
             from symbol_universe where active) u using (symbol_id)
-    left join unnest(%(reach_intervals)s::int4[], %(reach_seconds)s::int4[]) as r (interval_s, seconds) using (interval_s)
+    left join reaches r on r.interval_s = c.interval_s and r.calendar = u.calendar
+    left join reaches e on e.interval_s = c.interval_s and e.calendar is null
    where c.absent > 0
      and c.next_attempt_at <= %(now)s
      and (%(intervals)s::int4[] is null or c.interval_s = any(%(intervals)s::int4[]))
@@ -86,7 +91,8 @@ with due as materialized (
      and case c.interval_s when 86400 then c.closes_at
               else least(c.opens_at + make_interval(secs => c.interval_s), c.closes_at)
          end <= %(now)s - %(settle)s
-     and (r.seconds is null or c.closes_at > %(now)s - make_interval(secs => r.seconds))
+     and (case when r.interval_s is null then e.seconds else r.seconds end is null
+          or c.closes_at > %(now)s - make_interval(secs => case when r.interval_s is null then e.seconds else r.seconds end))
    order by c.next_attempt_at, u.head_starts, c.symbol_id, c.interval_s, c.session
    limit %(considered)s
 ),
@@ -216,21 +222,26 @@ class Ledger:
         now: datetime,
         policy: HealingPolicy,
         unbelieved: Collection[tuple[int, date]] = (),
+        waiting: Mapping[tuple[int, date], datetime] | None = None,
         run_id: str | None = None,
     ) -> int:
         """Record requests without a usable answer, and push back the (symbol_id, session)s nobody answered; how many those are.
 
-        ``failed`` had only failures; ``unbelieved`` had an answer that is not taken for one, and just wait. No verdict changes.
-        Sessions that lack nothing, or that the ledger does not know, have nothing to push back.
+        ``failed`` had only failures; ``unbelieved`` had an answer that is not taken for one, and just wait; for ``waiting`` nobody
+        could be asked, and nobody can before the instant they map to. No verdict changes. Sessions that lack nothing, or that the
+        ledger does not know, have nothing to push back.
         """
-        keys = sorted({*failed, *unbelieved})
+        waiting = waiting or {}
+        keys = sorted({*failed, *unbelieved, *waiting})
         with transaction(self._engine) as cursor:
             lock_series(cursor, {symbol_id for symbol_id, _ in keys}, interval.seconds)
             record_fetches(cursor, [fetch for _, fetch in fetches], [symbol_id for symbol_id, _ in fetches], run_id=run_id)
             rows = read_ledger(cursor, interval, keys)
             refused = set(failed)
             pushed_back = [
-                (after_failure if key in refused else held_back)(row, now=now, policy=policy)
+                postponed(row, until=waiting[key])
+                if key in waiting
+                else (after_failure if key in refused else held_back)(row, now=now, policy=policy)
                 for key, row in rows.items()
                 if not (row.present | row.confirmed_empty).all()
             ]
@@ -255,7 +266,7 @@ class Ledger:
         limit: int,
         settle_seconds: int = 0,
         intervals: Sequence[Interval] | None = None,
-        reach_seconds: Mapping[Interval, int | None] | None = None,
+        reach_seconds: Mapping[tuple[Interval, str | None], int | None] | None = None,
     ) -> list[DueGap]:
         """At most ``limit`` gaps whose next attempt is due, in the order in which they should be served.
 
@@ -264,19 +275,20 @@ class Ledger:
         served and pushed back goes to the end. So each of n gaps has its turn within ceil(n / limit) questions.
 
         Left out are deactivated symbols, sessions in which the symbol was not listed, sessions whose first bar is not due yet
-        (``settle_seconds`` after its end), and those that closed more than ``reach_seconds`` of their interval ago: nobody can be
-        asked for them. ``intervals`` None means all.
+        (``settle_seconds`` after its end), and those that closed more than ``reach_seconds`` ago, by interval and calendar (None:
+        every other): nobody can be asked for them. ``intervals`` None means all.
         """
         if limit < 1:
             raise InvalidInputError(f"a limit of {limit} gaps: expected 1 or more")
-        reach = [(interval.seconds, seconds) for interval, seconds in (reach_seconds or {}).items() if seconds is not None]
+        reach = [(interval.seconds, calendar, seconds) for (interval, calendar), seconds in (reach_seconds or {}).items()]
         parameters = {
             "now": now,
             "limit": limit,
             "settle": timedelta(seconds=settle_seconds),
             "intervals": None if intervals is None else [interval.seconds for interval in intervals],
-            "reach_intervals": [interval_s for interval_s, _ in reach],
-            "reach_seconds": [seconds for _, seconds in reach],
+            "reach_intervals": [interval_s for interval_s, _, _ in reach],
+            "reach_calendars": [calendar for _, calendar, _ in reach],
+            "reach_seconds": [seconds for _, _, seconds in reach],
             "head_start": timedelta(seconds=HEAD_START_SECONDS),
             "considered": max(ROWS_CONSIDERED, limit),
             "longest_break": LONGEST_BREAK_DAYS,

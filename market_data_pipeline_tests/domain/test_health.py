@@ -242,12 +242,32 @@ def test_a_virtual_clock_that_was_set_back_keeps_nobody_waiting() -> None:
 
 def test_a_trial_that_is_answered_closes_the_breaker_and_one_that_fails_opens_it_again() -> None:
     trial, later = an_open_one().on_trial(), NOON + seconds(60)
-    for kind in ("ok", "barren", "unknown_symbol", "mixed_basis", "entitlement"):
+    for kind in ("ok", "unknown_symbol", "mixed_basis", "entitlement"):
         closed = after_all(trial, kind, now=later)
         assert (closed.breaker, closed.failures_in_row, closed.is_on_trial) == (Breaker.CLOSED, 0, False)
-    opened = after_all(trial, "transient", now=later)
-    assert (opened.breaker, opened.opened_at, opened.is_on_trial) == (Breaker.OPEN, later, False)
-    assert not opened.admission(now=later + seconds(59), policy=POLICY).is_admitted
+    # An empty answer has not shown that it is back.
+    for kind in ("transient", "barren"):
+        opened = after_all(trial, kind, now=later)
+        assert (opened.breaker, opened.opened_at, opened.is_on_trial) == (Breaker.OPEN, later, False)
+        assert not opened.admission(now=later + seconds(59), policy=POLICY).is_admitted
+
+
+def test_an_incident_of_empty_answers_opens_the_breaker_at_once_and_is_told_by_whoever_counted_them() -> None:
+    lost = Outcome("barren", attempts=0, detail="44 of 60 symbols came back without a single bar", is_incident=True)
+    opened = a_health().after(lost, now=NOON, policy=POLICY)
+    assert (opened.breaker, opened.reason) == (Breaker.OPEN, lost.detail)
+    back = opened.on_trial().after(Outcome("ok"), now=NOON + seconds(61), policy=POLICY)
+    assert back.breaker is Breaker.CLOSED
+    assert (events(a_health(), opened, policy=POLICY), events(opened, back, policy=POLICY)) == ((), ())
+
+
+def test_a_provider_says_when_it_may_be_asked_again() -> None:
+    opened = an_open_one()
+    assert opened.rests_until(now=NOON + seconds(5), policy=POLICY) == NOON + seconds(60)
+    assert opened.rests_until(now=NOON + seconds(70), policy=POLICY) == NOON + seconds(70)
+    assert opened.on_trial().rests_until(now=NOON + seconds(70), policy=POLICY) == NOON + seconds(130)
+    disabled = after_all(a_health(), "entitlement", now=NOON)
+    assert disabled.rests_until(now=NOON, policy=POLICY) == NOON + timedelta(days=1)
 
 
 def test_a_trial_that_could_not_be_sent_leaves_the_next_one_to_somebody_else() -> None:

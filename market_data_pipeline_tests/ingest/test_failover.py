@@ -172,7 +172,7 @@ def test_a_provider_that_is_down_costs_a_few_requests_and_the_next_gives_everyth
         # Five failed attempts open the breaker; four requests were under way.
         assert asked["yahoo"] <= 4 * (world.settings.requests_in_flight + 1)
         assert any("503" in report.failures.get("yahoo", "") for report in reports)
-        assert told(world) == [("yahoo", "breaker_opened", False), ("yahoo", "demoted", False)]
+        assert told(world) == [("yahoo", "breaker_opened", False)]
         # Somebody answered: no session waits, no failure is counted.
         assert {ledger(world, instrument) for instrument in instruments} == {(0, 0, None)}
         again = ask(world, world.load("AAPL"), refetch=True)
@@ -381,7 +381,8 @@ def test_an_incident_of_the_only_provider_is_told_once_and_its_sessions_wait_unt
         worlds.simulator.set_now(SATURDAY + timedelta(minutes=20))
         ask(world, instruments)
         assert told(world) == [("yahoo", "barren", False)]
-        assert world.count("fetches") >= 66 + len(empty)
+        # Those that were empty are asked again, until it is plain that nothing comes: then one trial a cool-down will tell.
+        assert 66 + 20 <= world.count("fetches") < 66 + len(empty)
 
 
 def test_a_tail_of_thin_symbols_is_silence_and_no_incident(worlds: Worlds) -> None:

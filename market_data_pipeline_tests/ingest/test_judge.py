@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -214,6 +215,36 @@ def test_bars_that_are_named_by_their_close_are_malformed(is_clipped: bool) -> N
 def test_a_session_displaced_by_any_time_is_malformed(shift: int) -> None:
     answer = an_answer(bars_at(at + shift for at in OPENS))
     assert is_condemned(judged(answer), "malformed", answer)
+
+
+def thin_sessions(shift: int, *, sessions: int) -> tuple[BarsAnswer, Grid]:
+    """A bar at the open, one at the close and every fifth between, all displaced."""
+    grid = grid_of(MONDAY, date(2024, 12, 1 + sessions))
+    opens = grid.starts_at.reshape(sessions, 390)[:, [*range(0, 389, 5), 389]]
+    return an_answer(bars_at((opens + shift).ravel().tolist())), grid
+
+
+def test_thin_sessions_that_all_begin_and_end_late_by_the_same_time_are_malformed() -> None:
+    answer, grid = thin_sessions(60, sessions=4)
+    result = judged(answer, grid=grid)
+    assert is_condemned(result, "malformed", answer)
+    assert (
+        result.reason == "the first and last bars of 4 sessions are stamped 60 seconds late, as if they were named by their close"
+    )
+
+
+@pytest.mark.parametrize(("shift", "sessions"), [(60, 1), (0, 4)])
+def test_one_thin_session_that_begins_and_ends_late_may_be_chance(shift: int, sessions: int) -> None:
+    answer, grid = thin_sessions(shift, sessions=sessions)
+    assert judged(answer, grid=grid).kind == "ok"
+
+
+def test_a_first_answer_a_hundred_times_too_dear_is_contradicted_by_the_close_before_it_that_it_names() -> None:
+    answer = replace(an_answer(bars_at(OPENS)), previous_close=0.115)
+    result = judged(answer)
+    assert is_condemned(result, "malformed", answer)
+    assert result.reason == "every price is a hundred times the own previous close of 2024-12-01"
+    assert judged(replace(answer, previous_close=11.4)).kind == "ok"
 
 
 def test_a_live_tick_behind_bars_named_by_their_close_hides_nothing() -> None:

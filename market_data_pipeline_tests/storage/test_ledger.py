@@ -268,8 +268,15 @@ def test_a_session_is_not_due_before_its_first_bar_has_settled(ledger: Ledger) -
 
 def test_what_no_provider_reaches_is_not_due(ledger: Ledger) -> None:
     ledger.open_sessions([row(1, MONDAY), row(1, NEXT_MONDAY), row(1, MONDAY, interval=Interval.H1)])
-    gaps = ledger.due_gaps(NOW, limit=10, reach_seconds={Interval.M1: 2 * 86400, Interval.H1: None})
+    gaps = ledger.due_gaps(NOW, limit=10, reach_seconds={(Interval.M1, None): 2 * 86400, (Interval.H1, None): None})
     assert [(gap.interval, gap.first) for gap in gaps] == [(Interval.M1, NEXT_MONDAY), (Interval.H1, MONDAY)]
+
+
+def test_what_nobody_serves_of_an_exchange_is_not_due(ledger: Ledger) -> None:
+    ledger.open_sessions([row(1, NEXT_MONDAY), row(1, NEXT_MONDAY, interval=Interval.H1)])
+    nobody_else: dict[tuple[Interval, str | None], int | None] = {(Interval.M1, None): None, (Interval.M1, "XNYS"): 0}
+    gaps = ledger.due_gaps(NOW, limit=10, reach_seconds={**nobody_else, (Interval.H1, None): 0, (Interval.H1, "XNYS"): None})
+    assert [gap.interval for gap in gaps] == [Interval.H1]
 
 
 def test_sessions_without_a_listing_and_deactivated_symbols_are_not_due(ledger: Ledger, engine: Engine) -> None:

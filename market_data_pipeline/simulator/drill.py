@@ -1,0 +1,434 @@
+"""The fault drill: the same backfill with and without faults, into databases of their own; the warehouses must come out equal.
+
+Real parts throughout: a simulator process, HTTP, the production adapters and use-cases, a Postgres that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from market_data_pipeline.domain.candles import DERIVED_INTERVALS, FETCHED_INTERVALS, Interval
+from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.ingest.candles import ingest_candles
+from market_data_pipeline.ingest.coverage import coverage_report
+from market_data_pipeline.ingest.derive import derive_candles
+from market_data_pipeline.ingest.report import Stretch
+from market_data_pipeline.ingest.universe_file import read_universe_file
+from market_data_pipeline.settings import Settings
+from market_data_pipeline.simulator.client import running_simulator
+from market_data_pipeline.simulator.sample import write_sample
+from market_data_pipeline.storage.budgets import PostgresBudget
+from market_data_pipeline.storage.database import open_engine
+from market_data_pipeline.storage.embedded import EmbeddedPostgres
+from market_data_pipeline.storage.migrations import apply_migrations
+from market_data_pipeline.wiring import open_pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from market_data_pipeline.domain.universe import Instrument
+    from market_data_pipeline.ingest.pipeline import Pipeline
+    from market_data_pipeline.simulator.client import RunningSimulator
+
+# Thanksgiving, the half day after it and a Monday: short enough to run forty times, with the calendar's tricks in it.
+FIRST, LAST = date(2024, 11, 26), date(2024, 12, 3)
+SATURDAY = datetime(2024, 12, 7, 12, tzinfo=UTC)
+SYMBOLS = 24
+SEED = 7
+# Every symbol of the sample but the one that trades round the clock.
+NOT_CRYPTO = "[!Z]*"
+VENDORS = ("yahoo", "alpaca", "massive")
+# The simulated providers count, and so do our budgets: no answer of the drill may be a refusal that nobody ordered.
+LIMITS = "yahoo=60/s;alpaca=60/s;massive=60/s"
+ROUNDS = 40
+ALLOWED = 1.3
+_HISTORY = timedelta(days=20)
+_A_LOOK = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Something that goes wrong: ``rules`` are those of a fault file; ``victim`` is first in every policy that it serves."""
+
+    name: str
+    victim: str
+    rules: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Warehouse:
+    """What a backfill left behind, provenance aside. ``bars``: (interval_s, symbol, opened_at, prices as float32, volume)."""
+
+    bars: frozenset[tuple[Any, ...]]
+    ledger: frozenset[tuple[Any, ...]]
+
+    @property
+    def digest(self) -> str:
+        """The same for equal warehouses, whatever order they were filled in."""
+        text = "\n".join(map(repr, (*sorted(self.bars), *sorted(self.ledger))))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def differences(self, other: Warehouse) -> list[str]:
+        """What one has and the other has not, at most ten lines."""
+        lines = []
+        for what, ours, theirs in (("bar", self.bars, other.bars), ("ledger", self.ledger, other.ledger)):
+            lines += [f"only here: {what} {row}" for row in sorted(ours - theirs)]
+            lines += [f"only without faults: {what} {row}" for row in sorted(theirs - ours)]
+        return lines[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one backfill went. ``waited``: virtual time from the first request to the last that was needed.
+
+    ``requests`` by provider, as the simulator counted them; ``over_limit`` those that it refused because a limit was exceeded.
+    ``outcomes`` counts the rows of ``fetches`` by class, ``events`` those of ``provider_events`` by kind.
+    """
+
+    situation: Situation
+    seed: int
+    warehouse: Warehouse
+    missing_at_first: int
+    missing: int
+    rounds: int
+    waited: timedelta
+    requests: Mapping[str, int]
+    over_limit: int
+    outcomes: Mapping[str, int]
+    events: Mapping[str, int]
+    seconds: float
+    refused: int
+    trials: int
+
+    @property
+    def sent(self) -> int:
+        """All requests."""
+        return sum(self.requests.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """A faulty backfill beside the fault-free one of the same policies."""
+
+    faulty: Outcome
+    fault_free: Outcome
+
+    @property
+    def is_equal(self) -> bool:
+        """Every bar and every verdict of the ledger is the same."""
+        return self.faulty.warehouse.digest == self.fault_free.warehouse.digest
+
+    @property
+    def times(self) -> float:
+        """Requests over those of the fault-free backfill."""
+        return self.faulty.sent / self.fault_free.sent
+
+    @property
+    def is_frugal(self) -> bool:
+        """Within 1.3 times the fault-free count, and one trial per cool-down."""
+        return self.faulty.sent <= ALLOWED * self.fault_free.sent + self.faulty.trials
+
+    @property
+    def passed(self) -> bool:
+        """Equal, frugal, and no limit exceeded."""
+        return self.is_equal and self.is_frugal and not self.faulty.over_limit and not self.faulty.missing
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Sample data and a Postgres of their own, both gone at the end."""
+    # Not under a private directory: root's server runs as another account, which must be able to enter.
+    home = Path(tempfile.mkdtemp(prefix="mdp-drill-"))
+    home.chmod(0o711)
+    server = EmbeddedPostgres(home, extra_settings={"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
+    try:
+        url = server.ensure()
+        data = home / "data"
+        write_sample(data, seed=SEED, symbols=SYMBOLS, start=FIRST, end=LAST)
+        yield Ground(home, data, url)
+    finally:
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where drills are held."""
+
+    home: Path
+    data: Path
+    server_url: str
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a fresh, migrated database."""
+        name = f"drill_{secrets.token_hex(6)}"
+        server = open_engine(self.server_url)
+        try:
+            with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql(f'create database "{name}"')
+                url = sa.make_url(self.server_url).set(database=name).render_as_string(hide_password=False)
+                engine = open_engine(url)
+                apply_migrations(engine)
+                engine.dispose()
+                yield url
+                connection.exec_driver_sql(f'drop database "{name}" with (force)')
+        finally:
+            server.dispose()
+
+    def hold(self, situation: Situation, *, seed: int = SEED) -> Outcome:
+        """One backfill of every interval in this situation, healed as far as it goes by the ledger's own plan."""
+        started = time.monotonic()
+        with (
+            self.database() as url,
+            running_simulator(data=self.data, now=SATURDAY, seed=seed, faults=list(situation.rules), limits=LIMITS) as simulator,
+            open_pipeline(self._settings(url, simulator, situation.victim)) as pipeline,
+        ):
+            instruments = _loaded(pipeline, self.data)
+            _backfill(pipeline, {interval: [Stretch(i, FIRST, LAST) for i in instruments] for interval in FETCHED_INTERVALS})
+            missing_at_first = missing = _missing(pipeline, instruments)
+            rounds = 1
+            while missing and rounds < ROUNDS and _wait_for_the_next_attempt(pipeline, simulator):
+                _backfill(pipeline, _due(pipeline, instruments))
+                missing = _missing(pipeline, instruments)
+                rounds += 1
+            pipeline.health.flush()
+            return Outcome(
+                situation=situation,
+                seed=seed,
+                warehouse=_warehouse(pipeline),
+                missing_at_first=missing_at_first,
+                missing=missing,
+                rounds=rounds,
+                waited=simulator.now() - SATURDAY,
+                requests=Counter(entry["provider"] for entry in simulator.requests()),
+                over_limit=simulator.over_limit(),
+                outcomes=_counted(pipeline, "select outcome, count(*) from fetches group by 1"),
+                events=_counted(pipeline, "select kind, count(*) from provider_events group by 1"),
+                refused=_counted(pipeline, "select 'rows', count(*) from refused_bars")["rows"],
+                trials=_counted(pipeline, _TRIALS)["all"],
+                seconds=time.monotonic() - started,
+            )
+
+    def _settings(self, url: str, simulator: RunningSimulator, victim: str) -> Settings:
+        order = ",".join([victim, *(vendor for vendor in VENDORS if vendor != victim)])
+        told: dict[str, Any] = {name.removeprefix("MDP_").lower(): value for name, value in simulator.environment().items()}
+        return Settings(
+            **{
+                **told,
+                "home": self.home / "pipeline",
+                "database_url": SecretStr(url),
+                "policy_bars_1m": order,
+                "policy_eod": order,
+                "policy_bars_1h": "yahoo",
+                "limits": LIMITS,
+                "alpaca_feed": "sip",
+                # Real waits: short, for what is waited for is on this machine.
+                "http_backoff_seconds": 0.01,
+                "http_timeout_seconds": 1.0,
+                "http_deadline_seconds": 4.0,
+                "settle_seconds": 90,
+            }
+        )
+
+
+def _loaded(pipeline: Pipeline, data: Path) -> list[Instrument]:
+    file = read_universe_file(data / "universe.csv")
+    pipeline.universe.load(file.entries, version_tag="drill", source="sample", source_sha256=file.sha256, loaded_by="drill")
+    return pipeline.universe.instruments()
+
+
+def _backfill(pipeline: Pipeline, stretches: Mapping[Interval, Sequence[Stretch]]) -> None:
+    """Fetch, and derive what follows from the minutes: as a run of each job would."""
+    for interval, asked in stretches.items():
+        for _ in ingest_candles(asked, interval, pipeline=pipeline, run_id="drill"):
+            pass
+    for interval in DERIVED_INTERVALS:
+        for _ in derive_candles(stretches.get(Interval.M1, ()), interval, pipeline=pipeline, run_id="drill"):
+            pass
+
+
+def _due(pipeline: Pipeline, instruments: Sequence[Instrument]) -> dict[Interval, list[Stretch]]:
+    """What the gap sensor would ask for now."""
+    by_id = {instrument.symbol_id: instrument for instrument in instruments}
+    gaps = pipeline.ledger.due_gaps(
+        pipeline.clock.now(),
+        limit=10_000,
+        settle_seconds=max(pipeline.settle_seconds(interval) for interval in FETCHED_INTERVALS),
+        intervals=FETCHED_INTERVALS,
+        reach_seconds=pipeline.reaches(FETCHED_INTERVALS),
+    )
+    stretches: dict[Interval, list[Stretch]] = {}
+    for gap in gaps:
+        stretches.setdefault(gap.interval, []).append(Stretch(by_id[gap.symbol_id], gap.first, gap.last))
+    return stretches
+
+
+def _missing(pipeline: Pipeline, instruments: Sequence[Instrument]) -> int:
+    lines = coverage_report(instruments, FETCHED_INTERVALS, FIRST, LAST, pipeline=pipeline)
+    return sum(line.counts[Verdict.MISSING] for line in lines)
+
+
+_NEXT_ATTEMPT = "select min(next_attempt_at) from coverage where absent > 0 and next_attempt_at is not null"
+
+
+def _wait_for_the_next_attempt(pipeline: Pipeline, simulator: RunningSimulator) -> bool:
+    """Move the virtual clock to the next instant for which the ledger plans something; False where it plans nothing more.
+
+    By ten minutes at least, as a sensor with much to do would; and by the real clock until no budget is held any more.
+    """
+    with pipeline.engine.connect() as connection:
+        planned: datetime | None = connection.exec_driver_sql(_NEXT_ATTEMPT).scalar_one()
+    if planned is None or planned > SATURDAY + _HISTORY:
+        return False
+    simulator.set_now(max(planned + timedelta(seconds=1), simulator.now() + _A_LOOK))
+    held = [status.held_until for status in PostgresBudget(pipeline.engine).status() if status.held_until is not None]
+    if held:
+        time.sleep(max(0.0, (max(held) - datetime.now(UTC)).total_seconds()))  # noqa: TID251 - budgets live in real time
+    return True
+
+
+# Each time a provider was looked at again and found still down: one request each is what a trial costs.
+_TRIALS = """
+select 'all', count(*)
+  from (select distinct provider, capability, started_at from fetches
+         where outcome not in ('ok', 'budget_spent') and attempts > 0
+           and started_at > (select min(started_at) from fetches)) as looks
+"""
+
+_BARS = """
+select c.interval_s, u.symbol, extract(epoch from c.opened_at)::int8, c.open::float4, c.high::float4, c.low::float4,
+       c.close::float4, c.volume
+  from candles_intraday c join symbol_universe u using (symbol_id)
+union all
+select 86400, u.symbol, (c.session_date - date '1970-01-01')::int8 * 86400, c.open::float4, c.high::float4, c.low::float4,
+       c.close::float4, c.volume
+  from candles_daily c join symbol_universe u using (symbol_id)
+"""
+_LEDGER = """
+select c.interval_s, u.symbol, c.session::text, c.present::text, c.confirmed_empty::text
+  from coverage c join symbol_universe u using (symbol_id)
+"""
+
+
+def _warehouse(pipeline: Pipeline) -> Warehouse:
+    with pipeline.engine.connect() as connection:
+        bars = frozenset(tuple(row) for row in connection.exec_driver_sql(_BARS))
+        return Warehouse(bars, frozenset(tuple(row) for row in connection.exec_driver_sql(_LEDGER)))
+
+
+def _counted(pipeline: Pipeline, statement: str) -> dict[str, int]:
+    with pipeline.engine.connect() as connection:
+        return {name: int(count) for name, count in connection.exec_driver_sql(statement)}
+
+
+# --- situations --------------------------------------------------------------------------------------------------------
+
+
+def _from(provider: str, **match: Any) -> dict[str, Any]:  # noqa: ANN401 - what a fault file may hold
+    """From the fourth request on: the backfill is under way."""
+    return {"provider": provider, "skip": 3, **match}
+
+
+# An hour of the virtual clock: the ledger's first two attempts fall into it, the third does not.
+_AN_HOUR = (SATURDAY + timedelta(minutes=50)).isoformat()
+
+
+def _lasting(victim: str, action: str, symbol: str = "*", **settings: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    return [{"match": _from(victim, symbol=symbol, until=_AN_HOUR), "action": action, **settings}]
+
+
+def _every_sixth(victim: str, action: str, **settings: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    return [{"match": {"provider": victim, "every": 6}, "action": action, **settings}]
+
+
+def _situations(victim: str) -> Iterator[Situation]:
+    lasting: dict[str, tuple[str, dict[str, Any]]] = {
+        "killed": ("reset", {}),
+        "down, 503": ("status", {"code": 503}),
+        "throttled, 429 that names no wait": ("status", {"code": 429}),
+        "throttled, 429 for a second": ("status", {"code": 429, "retry_after": 1}),
+        "bankrupt, 402": ("status", {"code": 402}),
+        "the key was revoked, 401": ("status", {"code": 401}),
+        "out of service page with status 200": ("html", {}),
+        "silent: well-formed and empty": ("missing_minutes", {"fraction": 1.0}),
+        "slow: stalls longer than the time-out": ("stall", {"seconds": 3}),
+        "cut short: half of every body": ("truncate", {}),
+        "ragged columns": ("ragged", {}),
+        "a hundred times too dear": ("unit", {} if victim == "yahoo" else {"fraction": 0.3}),
+        # Where trading never stops, a session has no edges by which the shift would show.
+        "close-labelled stamps": ("shifted", {"symbol": NOT_CRYPTO}),
+        # At 13:00 UTC no exchange of the sample is open; the running day of crypto could not be told from a finished one.
+        "answers from four days ago": ("stale", {"seconds": 3600 * (24 * 3 + 23), "symbol": NOT_CRYPTO}),
+    }
+    now_and_then: dict[str, tuple[str, dict[str, Any]]] = {
+        "now and then: one bar in five is lost": ("missing_minutes", {"fraction": 0.2}),
+        "now and then: one bar in five is null": ("null_minutes", {"fraction": 0.2}),
+        "now and then: repeated rows": ("duplicate", {"fraction": 0.2}),
+        "now and then: out of order": ("out_of_order", {}),
+        "now and then: numbers as text": ("strings", {}),
+        "now and then: NaN": ("nan", {}),
+        "now and then: a column renamed": ("renamed", {}),
+        "now and then: 500": ("status", {"code": 500}),
+        "now and then: a gzip stream cut": ("truncated_gzip", {}),
+    }
+    for name, (action, settings) in lasting.items():
+        yield Situation(name, victim, _lasting(victim, action, **settings))
+    # NOVA split four for one on its second day; the vendor has not adjusted the day before.
+    before = {"provider": victim, "symbol": "NOVA", "window": [FIRST.isoformat() + "T00:00:00Z", "2024-11-27T00:00:00Z"]}
+    rule = {"match": {**before, "until": _AN_HOUR}, "action": "split_basis", "factor": 4.0}
+    yield Situation("half the range on another split basis", victim, [rule])
+    for name, (action, settings) in now_and_then.items():
+        yield Situation(name, victim, _every_sixth(victim, action, **settings))
+
+
+SITUATIONS = tuple(situation for victim in VENDORS for situation in _situations(victim))
+FAULT_FREE = {victim: Situation("nothing", victim, ()) for victim in VENDORS}
+
+# What may befall any request of a random backfill; the shares add up to the probability that is asked for.
+_ANYTHING: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("status", {"code": 500}),
+    ("status", {"code": 503}),
+    ("status", {"code": 429}),
+    ("status", {"code": 429, "retry_after": 1}),
+    ("reset", {}),
+    ("html", {}),
+    ("empty", {}),
+    ("error_json", {}),
+    ("truncate", {}),
+    ("truncated_gzip", {}),
+    ("missing_minutes", {"fraction": 0.1}),
+    ("null_minutes", {"fraction": 0.1}),
+    ("duplicate", {"fraction": 0.1}),
+    ("out_of_order", {}),
+    ("ragged", {}),
+    ("nan", {}),
+    ("strings", {}),
+    ("unit", {"fraction": 0.3}),
+    ("shifted", {}),
+    ("renamed", {}),
+    ("other_symbol", {"symbol": "WRONG"}),
+)
+
+
+def random_faults(victim: str, probability: float) -> Situation:
+    """Each request to anybody goes wrong with ``probability``, each way alike."""
+    if not 0 < probability < 1:
+        raise InvalidInputError(f"a fault probability of {probability}: expected a share between 0 and 1, such as 0.05")
+    share = probability / len(_ANYTHING)
+    rules = [{"match": {}, "probability": share, "action": action, **settings} for action, settings in _ANYTHING]
+    return Situation(f"{probability:.0%} of all requests go wrong, at random", victim, rules)
