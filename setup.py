@@ -56,6 +56,7 @@ setup(
             "pandas-stubs>=2.2",
             "pytest>=9.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
             "trustme>=1.2",
             "types-psutil",

@@ -53,4 +53,4 @@ def test_whatever_befalls_the_first_provider_the_warehouse_is_that_of_a_fault_fr
 def test_five_per_cent_of_random_faults_change_nothing(where: Ground, fault_free: Outcome, seed: int) -> None:
     held = where.hold(random_faults("yahoo", 0.05), seed=seed)
     assert held.warehouse.differences(fault_free.warehouse) == []
-    assert sum(count for kind, count in held.outcomes.items() if kind != "ok") > 0
+    assert held.struck > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -112,6 +113,12 @@ class Worlds:
         told = settings_in(self.simulator, vendors=vendors, home=self.home, database_url=SecretStr(self.database_url), **settings)
         with open_pipeline(told) as pipeline:
             yield World(told, self.simulator, pipeline)
+
+    def asked(self) -> Counter[str]:
+        """HTTP requests by provider since the last look."""
+        counted = Counter(request["provider"] for request in self.simulator.requests())
+        self.simulator.forget_requests()
+        return counted
 
 
 def settings_in(

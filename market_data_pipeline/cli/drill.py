@@ -46,7 +46,8 @@ def drill(
     """Kill, throttle, corrupt, slow or bankrupt a provider in the middle of a backfill, and compare with a fault-free one.
 
     Everything is real but the providers: a simulator process, HTTP, Postgres (of its own, gone afterwards). Exit code 1 where a
-    warehouse differs, a limit was exceeded, or more than 1.3 times the requests were spent.
+    warehouse differs, a limit was exceeded, or more than 1.3 times the requests (and one trial a cool-down) were
+    spent; 1.6 times where a provider falls silent, which only shows when many symbols do.
     """
     if only_list:
         for name in dict.fromkeys(situation.name for situation in SITUATIONS):
@@ -104,7 +105,19 @@ def _seeded(where: Ground, seeds: int, probability: float) -> list[Verdicts]:
     return verdicts
 
 
-_COLUMNS = ("provider", "situation", "seed", "classes", "events", "missing at first", "healed after", "requests", "same", "verdict")
+_COLUMNS = (
+    "provider",
+    "situation",
+    "seed",
+    "struck",
+    "classes",
+    "events",
+    "missing at first",
+    "healed after",
+    "requests",
+    "same",
+    "verdict",
+)
 
 
 def _cells(one: Verdicts) -> tuple[str, ...]:
@@ -116,6 +129,7 @@ def _cells(one: Verdicts) -> tuple[str, ...]:
         faulty.situation.victim,
         faulty.situation.name,
         str(faulty.seed),
+        f"{faulty.struck:,}",
         classes or "-",
         ", ".join(f"{kind} {count}" for kind, count in sorted(faulty.events.items())) or "-",
         f"{faulty.missing_at_first:,}",
@@ -148,6 +162,7 @@ def _as_json(one: Verdicts) -> Mapping[str, object]:
         "requests_fault_free": dict(one.fault_free.requests),
         "times": one.times,
         "trials": faulty.trials,
+        "struck": faulty.struck,
         "over_limit": faulty.over_limit,
         "refused_rows": faulty.refused,
         "outcomes": dict(faulty.outcomes),

@@ -54,19 +54,22 @@ NOT_CRYPTO = "[!Z]*"
 VENDORS = ("yahoo", "alpaca", "massive")
 # The simulated providers count, and so do our budgets: no answer of the drill may be a refusal that nobody ordered.
 LIMITS = "yahoo=60/s;alpaca=60/s;massive=60/s"
-ROUNDS = 40
-ALLOWED = 1.3
+ROUNDS = 250
 _HISTORY = timedelta(days=20)
 _A_LOOK = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Something that goes wrong: ``rules`` are those of a fault file; ``victim`` is first in every policy that it serves."""
+    """Something that goes wrong: ``rules`` are those of a fault file; ``victim`` is first in every policy that it serves.
+
+    ``allowance``: how many times the requests of a fault-free backfill it may cost, and one trial a cool-down.
+    """
 
     name: str
     victim: str
     rules: Sequence[Mapping[str, Any]]
+    allowance: float = 1.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +116,8 @@ class Outcome:
     seconds: float
     refused: int
     trials: int
+    struck: int
+    """Requests that a rule befell."""
 
     @property
     def sent(self) -> int:
@@ -139,8 +144,8 @@ class Verdicts:
 
     @property
     def is_frugal(self) -> bool:
-        """Within 1.3 times the fault-free count, and one trial per cool-down."""
-        return self.faulty.sent <= ALLOWED * self.fault_free.sent + self.faulty.trials
+        """Within its allowance (1.3 times the fault-free count), and one trial per cool-down."""
+        return self.faulty.sent <= self.faulty.situation.allowance * self.fault_free.sent + self.faulty.trials
 
     @property
     def passed(self) -> bool:
@@ -207,6 +212,7 @@ class Ground:
                 missing = _missing(pipeline, instruments)
                 rounds += 1
             pipeline.health.flush()
+            log = simulator.requests()
             return Outcome(
                 situation=situation,
                 seed=seed,
@@ -215,7 +221,8 @@ class Ground:
                 missing=missing,
                 rounds=rounds,
                 waited=simulator.now() - SATURDAY,
-                requests=Counter(entry["provider"] for entry in simulator.requests()),
+                requests=Counter(entry["provider"] for entry in log),
+                struck=sum(bool(entry["actions"]) for entry in log),
                 over_limit=simulator.over_limit(),
                 outcomes=_counted(pipeline, "select outcome, count(*) from fetches group by 1"),
                 events=_counted(pipeline, "select kind, count(*) from provider_events group by 1"),
@@ -387,7 +394,9 @@ def _situations(victim: str) -> Iterator[Situation]:
         "now and then: a gzip stream cut": ("truncated_gzip", {}),
     }
     for name, (action, settings) in lasting.items():
-        yield Situation(name, victim, _lasting(victim, action, **settings))
+        # One symbol without bars is a quiet symbol; of these 24, twenty must say so before it is an outage, for each capability.
+        allowance = 1.6 if "silent" in name else 1.3
+        yield Situation(name, victim, _lasting(victim, action, **settings), allowance)
     # NOVA split four for one on its second day; the vendor has not adjusted the day before.
     before = {"provider": victim, "symbol": "NOVA", "window": [FIRST.isoformat() + "T00:00:00Z", "2024-11-27T00:00:00Z"]}
     rule = {"match": {**before, "until": _AN_HOUR}, "action": "split_basis", "factor": 4.0}

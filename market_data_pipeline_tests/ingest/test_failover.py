@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import SecretStr
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import Lane
@@ -19,15 +17,14 @@ from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.report import Stretch
 from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
-from market_data_pipeline.wiring import open_pipeline
 from market_data_pipeline_tests.world import (
     FRIDAY,
     MONDAY,
     SATURDAY,
     UNLIMITED,
     World,
+    Worlds,
     expected_opens,
-    settings_in,
     write_bars,
 )
 
@@ -61,25 +58,6 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSimul
         write_bars(data, symbol, Interval.M1, MINUTES, close=50.0)
     with running_simulator(data=data, now=SATURDAY, limits=UNLIMITED) as running:
         yield running
-
-
-class Worlds:
-    """Pipelines on one simulator and one database, each with the vendors that a test names, in that order."""
-
-    def __init__(self, simulator: RunningSimulator, database_url: str, home: Path) -> None:
-        self.simulator, self._database_url, self._home = simulator, database_url, home
-
-    @contextmanager
-    def of(self, *vendors: str, **settings: Any) -> Iterator[World]:  # noqa: ANN401 - fields of Settings
-        told = settings_in(self.simulator, vendors=vendors, home=self._home, database_url=SecretStr(self._database_url), **settings)
-        with open_pipeline(told) as pipeline:
-            yield World(told, self.simulator, pipeline)
-
-    def asked(self) -> Counter[str]:
-        """HTTP requests by provider since the last look."""
-        counted = Counter(request["provider"] for request in self.simulator.requests())
-        self.simulator.forget_requests()
-        return counted
 
 
 @pytest.fixture
@@ -407,6 +385,43 @@ def test_a_run_of_few_symbols_is_judged_by_the_company_of_other_runs(worlds: Wor
         # The first eighteen are too few to tell; with the twentieth it is an incident.
         assert attempts == [1] * 18 + [0] * 12
         assert told(world) == [("yahoo", "barren", False)]
+
+
+# --- whom it makes no sense to ask -------------------------------------------------------------------------------------
+
+
+def test_what_nobody_can_be_asked_for_waits_for_the_first_who_can(worlds: Worlds) -> None:
+    worlds.simulator.set_faults([by("yahoo", **DOWN)])
+    with worlds.of("yahoo") as world:
+        instruments = world.load(*MANY)
+        reports = ask(world, instruments)
+        unasked = [r.stretch.instrument for r in reports if r.failure is not None and r.failure.startswith("not asked")]
+        assert len(unasked) > 40
+        # The breaker rests for a minute. Neither attempt nor failure: nothing was learned about them.
+        assert {ledger(world, instrument) for instrument in unasked} == {(0, 0, SATURDAY + timedelta(minutes=1))}
+        due = world.pipeline.ledger.due_gaps(SATURDAY + timedelta(seconds=59), limit=100)
+        assert due == []
+        worlds.simulator.set_faults([])
+        worlds.simulator.set_now(SATURDAY + timedelta(minutes=1))
+        ask(world, unasked)
+        worlds.simulator.set_now(SATURDAY + timedelta(minutes=2))
+        again = ask(world, unasked)
+        assert {report.verdicts[Verdict.PRESENT] for report in again} == {390}
+
+
+def test_a_vendor_of_us_shares_is_not_asked_for_hong_kong(worlds: Worlds) -> None:
+    with worlds.of("massive", "alpaca", "yahoo") as world:
+        [abroad] = world.load("9801.HK", exchange="XHKG")
+        [report] = ask(world, [abroad])
+        assert worlds.asked() == {"yahoo": 1}
+        assert "it does not serve XHKG" not in (report.failure or "")
+    with worlds.of("massive") as world:
+        [report] = ask(world, world.pipeline.universe.instruments(symbols=["9801.HK"]))
+        assert worlds.asked() == {}
+        # Nobody there serves it at all: that is no gap, and nobody is sent to heal it.
+        assert report.verdicts[Verdict.UNREACHABLE] == report.expected > 0
+        reaches = world.pipeline.reaches([Interval.M1])
+        assert world.pipeline.ledger.due_gaps(SATURDAY + timedelta(days=1), limit=10, reach_seconds=reaches) == []
 
 
 # --- feeds -------------------------------------------------------------------------------------------------------------

@@ -425,6 +425,14 @@ def client_with(purse: Purse, waits: Waits, **policy: float) -> HttpClient:
     return HttpClient(settings, budget=purse, sleep=waits.sleep, clock=waits.now, wall_clock=lambda: NOON, rng=random.Random(7))
 
 
+def test_a_trial_is_one_request_whatever_comes_of_it() -> None:
+    with Loopback(Reply(status=503)) as server, client_of(Waits()) as http:
+        failure_of(lambda: http.get(server.url, provider="acme", priority=Priority(is_trial=True)))
+        assert len(server.requests) == 1
+        failure_of(lambda: http.get(server.url, provider="acme"))
+        assert len(server.requests) == 1 + http.policy.attempts
+
+
 def test_every_attempt_is_taken_from_the_budget_of_its_account_with_its_priority() -> None:
     purse, priority = Purse(), Priority(Lane.LIVE, "T1")
     with Loopback(Reply(status=500), Reply(status=500), Reply()) as server, client_with(purse, Waits()) as http:
