@@ -33,7 +33,7 @@ class Running:
 
     def mdp(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=200
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=280
         )
 
     def command(self, *arguments: str) -> list[str]:

@@ -72,6 +72,8 @@ def pause() -> None:
     time.sleep(0.1)  # noqa: TID251 - polling other processes
 
 
+# Two backfills and two starts of everything, beside other tests on two cores.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victims", [workers, postgres, everything])
 def test_after_a_kill_the_same_command_ends_in_the_tables_of_an_undisturbed_run(
     running: Running, victims: Callable[[Running], list[psutil.Process]]

@@ -87,7 +87,7 @@ def _held(where: Ground, chosen: Sequence[Situation]) -> list[Verdicts]:
                 fault_free[situation.victim] = where.hold(FAULT_FREE[situation.victim])
                 progress.advance(task)
             progress.update(task, description=f"{situation.victim}: {situation.name}")
-            verdicts.append(Verdicts(where.hold(situation), fault_free[situation.victim]))
+            verdicts.append(Verdicts.of(where.hold(situation), fault_free[situation.victim]))
             progress.advance(task)
     return verdicts
 
@@ -100,7 +100,7 @@ def _seeded(where: Ground, seeds: int, probability: float) -> list[Verdicts]:
         progress.advance(task)
         verdicts = []
         for seed in range(1, seeds + 1):
-            verdicts.append(Verdicts(where.hold(situation, seed=seed), fault_free))
+            verdicts.append(Verdicts.of(where.hold(situation, seed=seed), fault_free))
             progress.advance(task)
     return verdicts
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,13 @@ class Verdicts:
 
     faulty: Outcome
     fault_free: Outcome
+
+    @classmethod
+    def of(cls, faulty: Outcome, fault_free: Outcome) -> Verdicts:
+        """Both beside each other; of equal warehouses only one is kept, for each is some twenty megabytes."""
+        if faulty.warehouse.digest == fault_free.warehouse.digest:
+            faulty = replace(faulty, warehouse=fault_free.warehouse)
+        return cls(faulty, fault_free)
 
     @property
     def is_equal(self) -> bool:
