@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 CHOSEN = {
     "killed",
-    "throttled, 429 that names no wait",
+    "throttled, 429 for a second",
     "bankrupt, 402",
     "silent: well-formed and empty",
-    "slow: stalls longer than the time-out",
     "a hundred times too dear",
     "now and then: one bar in five is lost",
 }
