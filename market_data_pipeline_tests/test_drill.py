@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 CHOSEN = {
     "killed",
-    "throttled, 429 for a second",
     "bankrupt, 402",
     "silent: well-formed and empty",
     "a hundred times too dear",

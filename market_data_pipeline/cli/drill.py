@@ -80,14 +80,17 @@ def _held(where: Ground, chosen: Sequence[Situation]) -> list[Verdicts]:
     verdicts: list[Verdicts] = []
     fault_free: dict[str, Outcome] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("drill", total=len(chosen) + len({s.victim for s in chosen}))
+        task = progress.add_task("drill", total=len(chosen) + len({VENDORS[0], *(s.victim for s in chosen)}))
         for situation in chosen:
-            if situation.victim not in fault_free:
-                progress.update(task, description=f"{situation.victim}: fault-free")
-                fault_free[situation.victim] = where.hold(FAULT_FREE[situation.victim])
-                progress.advance(task)
+            for victim in (VENDORS[0], situation.victim):
+                if victim not in fault_free:
+                    progress.update(task, description=f"{victim}: fault-free")
+                    fault_free[victim] = where.hold(FAULT_FREE[victim])
+                    progress.advance(task)
             progress.update(task, description=f"{situation.victim}: {situation.name}")
-            verdicts.append(Verdicts.of(where.hold(situation), fault_free[situation.victim]))
+            held = where.hold(situation)
+            others = fault_free[VENDORS[0]].sent
+            verdicts.append(Verdicts.of(held, fault_free[situation.victim], others_sent=others))
             progress.advance(task)
     return verdicts
 
@@ -160,6 +163,7 @@ def _as_json(one: Verdicts) -> Mapping[str, object]:
         "waited_seconds": faulty.waited.total_seconds(),
         "requests": dict(faulty.requests),
         "requests_fault_free": dict(one.fault_free.requests),
+        "requests_base": one.base,
         "times": one.times,
         "trials": faulty.trials,
         "struck": faulty.struck,
@@ -180,6 +184,6 @@ def _explain(one: Verdicts) -> None:
     if faulty.over_limit:
         click.echo(f"  {faulty.over_limit:,} requests exceeded a limit", err=True)
     if not one.is_frugal:
-        click.echo(f"  {faulty.sent:,} requests, {one.times:.2f} times the {one.fault_free.sent:,} without faults", err=True)
+        click.echo(f"  {faulty.sent:,} requests, {one.times:.2f} times the {one.base:,} without faults", err=True)
     for line in faulty.warehouse.differences(one.fault_free.warehouse):
         click.echo(f"  {line}", err=True)

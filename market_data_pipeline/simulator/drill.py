@@ -127,17 +127,21 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """A faulty backfill beside the fault-free one of the same policies."""
+    """A faulty backfill beside the fault-free one of the same policies.
+
+    ``others_sent``: what a fault-free backfill costs those who step in: Alpaca answers for 24 symbols in one request, they do not.
+    """
 
     faulty: Outcome
     fault_free: Outcome
+    others_sent: int = 0
 
     @classmethod
-    def of(cls, faulty: Outcome, fault_free: Outcome) -> Verdicts:
+    def of(cls, faulty: Outcome, fault_free: Outcome, *, others_sent: int = 0) -> Verdicts:
         """Both beside each other; of equal warehouses only one is kept, for each is some twenty megabytes."""
         if faulty.warehouse.digest == fault_free.warehouse.digest:
             faulty = replace(faulty, warehouse=fault_free.warehouse)
-        return cls(faulty, fault_free)
+        return cls(faulty, fault_free, others_sent)
 
     @property
     def is_equal(self) -> bool:
@@ -145,14 +149,19 @@ class Verdicts:
         return self.faulty.warehouse.digest == self.fault_free.warehouse.digest
 
     @property
+    def base(self) -> int:
+        """The requests of a fault-free backfill."""
+        return max(self.fault_free.sent, self.others_sent)
+
+    @property
     def times(self) -> float:
         """Requests over those of the fault-free backfill."""
-        return self.faulty.sent / self.fault_free.sent
+        return self.faulty.sent / self.base
 
     @property
     def is_frugal(self) -> bool:
         """Within its allowance (1.3 times the fault-free count), and one trial per cool-down."""
-        return self.faulty.sent <= self.faulty.situation.allowance * self.fault_free.sent + self.faulty.trials
+        return self.faulty.sent <= self.faulty.situation.allowance * self.base + self.faulty.trials
 
     @property
     def passed(self) -> bool:
@@ -402,12 +411,17 @@ def _situations(victim: str) -> Iterator[Situation]:
     }
     for name, (action, settings) in lasting.items():
         # One symbol without bars is a quiet symbol; of these 24, twenty must say so before it is an outage, for each capability.
-        allowance = 1.6 if "silent" in name else 1.3
+        # And where every answer of a vendor can be used in part, the rest of each costs a second request.
+        in_part = name in {"ragged columns", "a hundred times too dear", "answers from four days ago"} and victim != "yahoo"
+        # A provider that says "in a second" is taken at its word, four times a call: how often depends on the real clock.
+        allowance = 1.6 if "silent" in name or in_part or "for a second" in name else 1.3
         yield Situation(name, victim, _lasting(victim, action, **settings), allowance)
-    # NOVA split four for one on its second day; the vendor has not adjusted the day before.
-    before = {"provider": victim, "symbol": "NOVA", "window": [FIRST.isoformat() + "T00:00:00Z", "2024-11-27T00:00:00Z"]}
-    rule = {"match": {**before, "until": _AN_HOUR}, "action": "split_basis", "factor": 4.0}
-    yield Situation("half the range on another split basis", victim, [rule])
+    if victim == "yahoo":
+        # NOVA split four for one on its second day; the vendor has not adjusted the day before. Only Yahoo tells of splits: of a
+        # series that none is known for, a second opinion alone could say so.
+        before = {"provider": victim, "symbol": "NOVA", "window": [FIRST.isoformat() + "T00:00:00Z", "2024-11-27T00:00:00Z"]}
+        rule = {"match": {**before, "until": _AN_HOUR}, "action": "split_basis", "factor": 4.0}
+        yield Situation("half the range on another split basis", victim, [rule])
     for name, (action, settings) in now_and_then.items():
         yield Situation(name, victim, _every_sixth(victim, action, **settings))
 
