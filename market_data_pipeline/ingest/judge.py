@@ -113,7 +113,7 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
     ``grid`` holds the sessions that the window covers. Silence needs a bar of the same answer on both sides: the end of an answer
     that was cut short is no evidence. ``wanted``: one element a bar of ``grid``, the bars to keep where only holes are filled; the
     others count as "already_held". ``reference``: what is stored, None to judge the answer by itself alone. ``basis``: the
-    provider's declared one. What each rule does is the table in docs/concepts.md.
+    provider's declared one. What each rule does is the table in docs/providers.md.
     """
     dropped = Counter(answer.fetch.dropped)
     rows = _located(answer, grid, calendar, dropped)

@@ -23,6 +23,7 @@ from market_data_pipeline.domain.errors import (
 )
 from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction
 from market_data_pipeline.domain.quality import BarFlag
+from market_data_pipeline.providers.bars import label_of
 from market_data_pipeline.providers.http import describe
 from market_data_pipeline.providers.wire import (
     COLUMNS,
@@ -71,7 +72,6 @@ _GRANULARITIES = {Interval.M1: {"1m"}, Interval.H1: {"1h", "60m"}, Interval.D1: 
 # Four hours reach every such open and no session of the day before.
 _DAILY_LEAD_SECONDS = 4 * 3600
 
-_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 # A stamp beyond this is milliseconds or nonsense, and too large for a date.
 _END_OF_TIME = 1 << 33
 
@@ -365,17 +365,13 @@ def _session_labels(stamps: Int64s, request: BarsRequest, zone: ZoneInfo) -> tup
     # Two days of slack hold every time zone; what is beyond may be too large for a date.
     near = (stamps >= request.start - 2 * _DAY) & (stamps < request.end + 2 * _DAY)
     labels = np.full(len(stamps), np.iinfo(np.int64).min)
-    labels[near] = [_midnight(_local_date(stamp, zone)) for stamp in stamps[near].tolist()]
-    first, last = (_midnight(_local_date(instant, zone)) for instant in (request.start, request.end - 1))
+    labels[near] = [label_of(_local_date(stamp, zone)) for stamp in stamps[near].tolist()]
+    first, last = (label_of(_local_date(instant, zone)) for instant in (request.start, request.end - 1))
     return labels, (labels >= first) & (labels <= last)
 
 
 def _local_date(instant: float, zone: ZoneInfo) -> date:
     return datetime.fromtimestamp(instant, zone).date()
-
-
-def _midnight(day: date) -> int:
-    return (day.toordinal() - _EPOCH_ORDINAL) * _DAY
 
 
 def _zone(meta: Mapping[str, Any]) -> ZoneInfo:

@@ -72,7 +72,7 @@ class Situation:
     allowance: float = 1.3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Warehouse:
     """What a backfill left behind, provenance aside. ``bars``: (interval_s, symbol, opened_at, prices as float32, volume)."""
 
@@ -139,14 +139,14 @@ class Verdicts:
     @classmethod
     def of(cls, faulty: Outcome, fault_free: Outcome, *, others_sent: int = 0) -> Verdicts:
         """Both beside each other; of equal warehouses only one is kept, for each is some twenty megabytes."""
-        if faulty.warehouse.digest == fault_free.warehouse.digest:
+        if faulty.warehouse == fault_free.warehouse:
             faulty = replace(faulty, warehouse=fault_free.warehouse)
         return cls(faulty, fault_free, others_sent)
 
     @property
     def is_equal(self) -> bool:
         """Every bar and every verdict of the ledger is the same."""
-        return self.faulty.warehouse.digest == self.fault_free.warehouse.digest
+        return self.faulty.warehouse == self.fault_free.warehouse
 
     @property
     def base(self) -> int:
