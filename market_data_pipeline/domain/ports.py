@@ -63,7 +63,7 @@ class Fetch:
 
     ``interval`` is that of bars, None for everything else; ``capability`` names what was asked for, "" where it follows from the
     interval. ``request`` is redacted. ``outcome`` is "ok" or the ``kind`` of a ProviderError. ``dropped`` counts rows left out, by
-    reason. ``payload_sha256`` is of the body's bytes as received, less a key that the vendor repeated in it; None where there was no
+    reason. ``payload_sha256`` is of the body as received, less a key that the vendor repeated in it; None where there was no
     body. ``attempts``: HTTP requests sent for it, retries included; 0 where it was refused before sending. ``latency_seconds`` is
     that of the last attempt.
     """
