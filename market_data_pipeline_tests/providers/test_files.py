@@ -87,7 +87,7 @@ def zipped(**members: str | bytes) -> bytes:
     ("name", "content"),
     [
         ("MSFT.csv", GOOD.encode()),
-        ("MSFT.csv.gz", gzip.compress(GOOD.encode())),
+        ("MSFT.csv.gz", gzip.compress(GOOD.encode(), mtime=0)),
         ("MSFT.zip", zipped(any_csv=GOOD)),
         ("MSFT.csv.zip", zipped(any_csv=GOOD)),
         ("MSFT.csv", b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode()),
@@ -244,7 +244,7 @@ def test_a_header_without_rows_is_an_empty_file(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("MSFT.csv", b"0" * 5000),
-        ("MSFT.csv.gz", gzip.compress(b"0" * 10_000_000)),
+        ("MSFT.csv.gz", gzip.compress(b"0" * 10_000_000, mtime=0)),
         ("MSFT.zip", zipped(bomb_csv=b"0" * 10_000_000)),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_file_that_unfolds_to_too_much_is_refused(tmp_path: Path, name: str, c
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("MSFT.csv.gz", gzip.compress(GOOD.encode())[:40], "cannot be unpacked"),
+        ("MSFT.csv.gz", gzip.compress(GOOD.encode(), mtime=0)[:40], "cannot be unpacked"),
         ("MSFT.csv.gz", b"no gzip at all", "cannot be unpacked"),
         ("MSFT.zip", b"no zip at all", "cannot be unpacked"),
         ("MSFT.zip", zipped(a_csv=GOOD, b_csv=GOOD), "holds 2 files"),
