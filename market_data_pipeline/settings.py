@@ -13,6 +13,8 @@ from market_data_pipeline.domain.capabilities import parse_limits
 from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputError
 from market_data_pipeline.domain.healing import HealingPolicy
 from market_data_pipeline.domain.health import HealthPolicy
+from market_data_pipeline.domain.queue import QueuePolicy
+from market_data_pipeline.domain.universe import Tier
 
 YAHOO_QUERY_URL = "https://query2.finance.yahoo.com"
 YAHOO_COOKIE_URL = "https://fc.yahoo.com"
@@ -51,6 +53,29 @@ def _limits(text: str) -> str:
 
 
 Limits = Annotated[str, AfterValidator(_limits)]
+
+
+def _tier_numbers(text: str) -> str:
+    numbers_by_tier(text)
+    return text
+
+
+def numbers_by_tier(text: str) -> dict[Tier, float]:
+    """``T0=60,T1=300`` as a number a tier; a tier that is not named has 0. ValueError says what was expected."""
+    numbers = dict.fromkeys(Tier, 0.0)
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        try:
+            value = float(number)
+            numbers[Tier(name.strip())] = value
+        except ValueError:
+            value = -1.0
+        if not equals or not 0 <= value < float("inf"):
+            raise ValueError(f"{part.strip()!r} in {text!r}: expected TIER=NUMBER, numbers from 0 on, such as T0=60,T1=300,T2=0")
+    return numbers
+
+
+TierNumbers = Annotated[str, AfterValidator(_tier_numbers)]
 
 
 class Settings(BaseSettings):
@@ -130,7 +155,34 @@ class Settings(BaseSettings):
     give_up_after: int = Field(default=6, ge=2, description="Fruitless answers before a gap is no longer asked for.")
     heal_backoff_seconds: float = Field(default=900.0, ge=0, description="Wait before the second attempt; then four times longer.")
     heal_every_seconds: int = Field(default=30, ge=1, description="How often the gap sensor looks.")
+    give_up_failures: int = Field(default=24, ge=2, description="Failures in a row before a gap is no longer asked for.")
     heal_requests_per_tick: int = Field(default=25, ge=1, le=100, description="Most runs that the gap sensor asks for in one tick.")
+    heal_budget_share: float = Field(
+        default=0.3, gt=0, le=1, description="Most of a provider's rate limits that healing, rechecks included, may use."
+    )
+    tier_caps: TierNumbers = Field(
+        default="T0=1200,T1=3000", description="Most symbols of T0 and T1 that `mdp universe tiers` assigns; the rest is T2."
+    )
+    bars_every_seconds: TierNumbers = Field(
+        default="T0=60,T1=300,T2=0",
+        description="How often the newest bars of a tier are asked for while its market is open; 0: never.",
+    )
+    quotes_every_seconds: TierNumbers = Field(
+        default="T0=5,T1=15,T2=0", description="How often `mdp collect` asks for quotes of a tier; 0: never."
+    )
+    queue_caps: TierNumbers = Field(default="T0=5000,T1=10000,T2=20000", description="Most jobs of a tier that may be queued.")
+    queue_concurrency: TierNumbers = Field(
+        default="T0=4,T1=2,T2=1", description="Runs that work on queued jobs of a tier at a time."
+    )
+    queue_dispatch_per_second: TierNumbers = Field(
+        default="T0=20,T1=10,T2=5", description="Queued jobs of a tier given out a second."
+    )
+    queue_lease_seconds: float = Field(default=120.0, ge=10, description="A job whose worker is silent for so long is another's.")
+    queue_most_attempts: int = Field(default=5, ge=1, description="How often a job is given out before it is a dead letter.")
+    use_rlc: bool = Field(
+        default=False, description="Jobs come from a Rate-Limit Coordinator's Redis lists; False: the local sweeper."
+    )
+    redis_url: SecretStr | None = Field(default=None, description="Redis of the Rate-Limit Coordinator: redis://host:6379/0.")
     partition_budget: int = Field(default=60_000, ge=1, description="Most partitions an asset may have; the grain follows from it.")
     event_retention_days: int = Field(default=30, ge=1, description="Finished Dagster runs older than this are pruned.")
 
@@ -138,7 +190,21 @@ class Settings(BaseSettings):
     def healing_policy(self) -> HealingPolicy:
         """How often to ask again, as the domain takes it."""
         return HealingPolicy(
-            confirm_after=self.confirm_after, give_up_after=self.give_up_after, backoff_seconds=self.heal_backoff_seconds
+            confirm_after=self.confirm_after,
+            give_up_after=self.give_up_after,
+            give_up_failures=self.give_up_failures,
+            backoff_seconds=self.heal_backoff_seconds,
+        )
+
+    @property
+    def queue_policy(self) -> QueuePolicy:
+        """The limits of the job queue, as the domain takes them."""
+        return QueuePolicy(
+            caps={tier: int(number) for tier, number in numbers_by_tier(self.queue_caps).items()},
+            concurrency={tier: int(number) for tier, number in numbers_by_tier(self.queue_concurrency).items()},
+            dispatch_per_second=numbers_by_tier(self.queue_dispatch_per_second),
+            lease_seconds=self.queue_lease_seconds,
+            most_attempts=self.queue_most_attempts,
         )
 
     @property

@@ -74,7 +74,9 @@ class Capability:
     ``reach_seconds``: how long ago the oldest bar may have opened; ``span_seconds``: the longest window of one request;
     ``rows_per_request``: how many rows one page may hold; None for no limit. ``delay_seconds``: how long after a bar's end the
     provider has it. ``interval``: of bars, None for everything else. ``calendars``: of the exchanges whose instruments it knows,
-    None where it is not limited to some.
+    None where it is not limited to some. ``settled_after_seconds``: how long after a session's close late prints and the closing
+    auction are in; ``final_after_sessions``: how many sessions later its last regular correction has come (T+1: 1), asked for as
+    long after that session's close. 0 and 0: what is served never changes.
     """
 
     name: str
@@ -89,6 +91,8 @@ class Capability:
     feed: Feed = Feed.CONSOLIDATED
     access: Access = Access.OPEN
     calendars: frozenset[str] | None = None
+    settled_after_seconds: int = 3600
+    final_after_sessions: int = 1
 
     def knows(self, calendar: str | None) -> bool:
         """Whether instruments of this calendar (None: of some calendar) can be asked for."""
@@ -112,6 +116,8 @@ def bars_capability(  # noqa: PLR0913 - as many limits as vendors invent
     feed: Feed = Feed.CONSOLIDATED,
     access: Access = Access.OPEN,
     calendars: frozenset[str] | None = None,
+    settled_after_seconds: int = 3600,
+    final_after_sessions: int = 1,
 ) -> Capability:
     """The capability to serve bars of ``interval``."""
     return Capability(
@@ -127,31 +133,35 @@ def bars_capability(  # noqa: PLR0913 - as many limits as vendors invent
         feed=feed,
         access=access,
         calendars=calendars,
+        settled_after_seconds=settled_after_seconds,
+        final_after_sessions=final_after_sessions,
     )
 
 
 class Lane(StrEnum):
-    """What a request is for: the newest data, or history."""
+    """What a request is for: the newest data, history that somebody asked for, or what the ledger itself finds lacking."""
 
     LIVE = "live"
     BACKFILL = "backfill"
+    HEALING = "healing"
 
 
 @dataclass(frozen=True, slots=True)
 class Priority:
     """Who a request is for. ``share`` of every limit is open to it: what is left is kept for those above.
 
-    ``is_trial``: it finds out whether a provider is back. It is sent once: no retries.
+    ``is_trial``: it finds out whether a provider is back. It is sent once: no retries. ``most``: no larger share than this.
     """
 
     lane: Lane = Lane.BACKFILL
     tier: str = "T0"
     is_trial: bool = False
+    most: float = 1.0
 
     @property
     def share(self) -> float:
         """From 1.0 for live T0 down to 0.4 for a T2 backfill: the scarce budget is spent on T0, and live before backfill."""
-        return _SHARES[self.lane, self.tier]
+        return min(_SHARES[self.lane, self.tier], self.most)
 
 
 _SHARES = {
@@ -161,6 +171,9 @@ _SHARES = {
     (Lane.BACKFILL, "T0"): 0.8,
     (Lane.BACKFILL, "T1"): 0.6,
     (Lane.BACKFILL, "T2"): 0.4,
+    (Lane.HEALING, "T0"): 0.8,
+    (Lane.HEALING, "T1"): 0.6,
+    (Lane.HEALING, "T2"): 0.4,
 }
 
 

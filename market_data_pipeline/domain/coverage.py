@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from market_data_pipeline.domain.finality import Finality
+
 if TYPE_CHECKING:
     from datetime import date, datetime
 
@@ -21,6 +23,7 @@ class Verdict(StrEnum):
 
     PRESENT = "present"
     CONFIRMED_EMPTY = "confirmed_empty"
+    HALTED = "halted"
     NOT_LISTED = "not_listed"
     PENDING = "pending"
     UNREACHABLE = "unreachable"
@@ -34,10 +37,12 @@ VERDICTS = tuple(Verdict)
 class LedgerRow:
     """What the ledger holds of one symbol, interval and session.
 
-    ``present`` and ``confirmed_empty`` are boolean arrays with one place (slot) for each expected bar in opening order; no slot is
-    true in both. ``opens_at`` and ``closes_at`` are epoch seconds UTC of the regular session. ``attempts`` counts answers that
-    left a hole, ``failures`` the requests in a row that got no answer. ``next_attempt_at`` None with something still absent
-    means: no further request is planned. ``digest`` is that of the stored bars when one answer held exactly them.
+    ``present``, ``confirmed_empty`` and ``halted`` are boolean arrays with one place (slot) for each expected bar in opening order;
+    no slot is true in two of them. ``halted`` None: nowhere. ``opens_at`` and ``closes_at`` are epoch seconds UTC of the regular
+    session. ``attempts`` counts answers that left a hole, ``failures`` the requests in a row that got no answer.
+    ``next_attempt_at`` None with something still absent means: no further request is planned. ``recheck_at``: when the session is
+    asked for again although nothing is absent, to become settled or final; None: never. ``digest`` is that of the stored bars when
+    one answer held exactly them.
     """
 
     symbol_id: int
@@ -53,17 +58,27 @@ class LedgerRow:
     next_attempt_at: datetime | None = None
     known_at: datetime | None = None
     digest: bytes | None = None
+    halted: Bools | None = None
+    finality: Finality = Finality.PROVISIONAL
+    recheck_at: datetime | None = None
 
     @property
     def expected(self) -> int:
         """How many bars the calendar expects in this session."""
         return len(self.present)
 
+    @property
+    def resolved(self) -> Bools:
+        """The slots that have their verdict from bars or evidence: present, confirmed empty or halted."""
+        known: Bools = self.present | self.confirmed_empty
+        return known if self.halted is None else known | self.halted
 
-def verdict_codes(
+
+def verdict_codes(  # noqa: PLR0913 - everything a verdict follows from
     *,
     present: Bools,
     confirmed_empty: Bools,
+    halted: Bools,
     listed: Bools,
     opened_at: Int64s,
     ends_at: Int64s,
@@ -77,7 +92,7 @@ def verdict_codes(
     more than ``reach_seconds`` before ``now`` (None: the provider's history has no limit).
     """
     reachable = np.ones(len(opened_at), bool) if reach_seconds is None else opened_at >= now - reach_seconds
-    rules = (present, confirmed_empty, ~listed, ends_at + settle_seconds > now, ~reachable)
+    rules = (present, confirmed_empty, halted, ~listed, ends_at + settle_seconds > now, ~reachable)
     return np.select(rules, range(len(rules)), default=len(rules)).astype(np.uint8)
 
 

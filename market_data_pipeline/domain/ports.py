@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from market_data_pipeline.domain.capabilities import Capability, Feed, RateLimit
     from market_data_pipeline.domain.errors import ProviderError
+    from market_data_pipeline.domain.finality import Settlement
 
 
 class Clock(Protocol):
@@ -325,6 +326,8 @@ class AnsweredSession:
     """One (symbol, session) that a batch speaks about: its grid and what the answer said of it.
 
     ``bars``, ``silent`` and ``is_evidence`` as in ``healing.SessionAnswer``; ``due`` marks the slots whose bar should exist by now.
+    ``is_whole``: the answer is about every slot. ``settlement``: when such an answer makes the session settled and final; None
+    where nobody corrects anything: it is final at once.
     """
 
     symbol_id: int
@@ -335,6 +338,8 @@ class AnsweredSession:
     silent: Bools
     due: Bools
     is_evidence: bool = True
+    is_whole: bool = True
+    settlement: Settlement | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 PRIORITY = "dagster/priority"
 # The dynamic partitions, one a symbol.
 SYMBOLS = "symbols"
-# Why a run is there: backfill, gap, close, poll or maintenance. dagster.yaml limits concurrency by it.
+# Why a run is there: backfill, gap, recheck, close, sweep, jobs or maintenance. dagster.yaml limits concurrency by it.
 CAUSE = "mdp/cause"
 # The provider that a run wants asked first.
 PROVIDER = "mdp/provider"
@@ -24,7 +24,9 @@ RECONCILE = "reconcile"
 
 def lane_of(cause: str | None) -> Lane:
     """Whose part of the budgets a run with this ``CAUSE`` spends: polls and closes bring the newest data, all else is history."""
-    return Lane.LIVE if cause in {"poll", "close"} else Lane.BACKFILL
+    if cause in {"gap", "recheck"}:
+        return Lane.HEALING
+    return Lane.LIVE if cause in {"poll", "close", "sweep"} else Lane.BACKFILL
 
 
 def job_name(interval: Interval) -> str:

@@ -37,6 +37,7 @@ from market_data_pipeline.ingest.judge import judge
 from market_data_pipeline.ingest.merge import Merged, merge
 from market_data_pipeline.ingest.plan import windows, within_reach
 from market_data_pipeline.ingest.routing import Route, nobody, outcome_of, words_of
+from market_data_pipeline.ingest.settlement import settlements
 from market_data_pipeline.ingest.work import Errand, Failure, Given, Job, Work
 from market_data_pipeline.storage.fetches import FetchStore
 from market_data_pipeline.storage.references import References, Span
@@ -156,6 +157,7 @@ class _Ingest:
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise InvalidInputError(f"no provider serves {interval} bars" + (f": {why}" if why else ""))
         self._settle = pipeline.settle_seconds(interval)
+        self._most = pipeline.settings.heal_budget_share if lane is Lane.HEALING else 1.0
         self.dispatcher = Dispatcher(self.send, at_a_time=pipeline.settings.requests_in_flight)
         # One at a time: transactions on the same symbols would only wait for each other.
         self.store = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -243,7 +245,7 @@ class _Ingest:
         wanted &= np.logical_or.reduce([np.zeros(len(wanted), bool), *(within_reach(grid, c, self._now_seconds) for c in mine)])
         wanted &= ~np.repeat(work.masks.misfit, grid.lengths)
         if not self._refetch:
-            wanted &= ~work.masks.present & ~work.masks.confirmed_empty
+            wanted &= ~work.masks.resolved
         if not wanted.any():
             return
         route = self._route_for(work.instrument)
@@ -451,7 +453,7 @@ class _Ingest:
             self._interval,
             errand.window.start,
             errand.window.end,
-            Priority(self._lane, instrument.tier, is_trial=is_trial),
+            Priority(self._lane, instrument.tier, is_trial=is_trial, most=self._most),
         )
 
     # --- what came back ------------------------------------------------------------------------------------------------
@@ -505,6 +507,7 @@ class _Ingest:
             wanted=job.lacking(errand)[~np.repeat(misfit, errand.grid.lengths)] if received.any() else None,
             reference=self._reference_for(job),
             basis=errand.capability.basis,
+            settlements=settlements(grid, self._pipeline.calendars(job.work.instrument.calendar), errand.capability),
         )
 
     def _take(self, errand: Errand, judged: Judged) -> None:
@@ -555,7 +558,7 @@ class _Ingest:
         job, grid = errand.job, errand.job.work.grid
         masks, bars_here = job.work.masks, grid.bars_of(errand.window.sessions)
         part, lacking = errand.grid, job.lacking(errand)
-        held = masks.present[bars_here] | masks.confirmed_empty[bars_here] | job.received[job.within(errand.window)]
+        held = masks.resolved[bars_here] | job.received[job.within(errand.window)]
         wanted = np.zeros(len(grid.opened_at), bool)
         by_session = zip(part.split(self._due(part)), part.split(held), part.split(lacking), strict=True)
         for place, (due, here, lacks) in enumerate(by_session, start=errand.window.sessions.start):

@@ -60,16 +60,22 @@ class Masks:
 
     present: Bools
     confirmed_empty: Bools
+    halted: Bools
     known: Bools
     misfit: Bools
     """Sessions whose ledger row expects another number of bars than the calendar does now."""
     attempts: Int32s
     """Answers that left a hole."""
 
+    @property
+    def resolved(self) -> Bools:
+        """The bars that have their verdict from bars or evidence."""
+        return self.present | self.confirmed_empty | self.halted
+
 
 def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
     """Lay ledger rows of one symbol and interval over their grid. Rows of sessions that the grid lacks are left out."""
-    present, confirmed = np.zeros(len(grid.opened_at), bool), np.zeros(len(grid.opened_at), bool)
+    present, confirmed, halted = (np.zeros(len(grid.opened_at), bool) for _ in range(3))
     known, misfit, attempts = np.zeros(len(grid), bool), np.zeros(len(grid), bool), np.zeros(len(grid), np.int32)
     place_of = {session: place for place, session in enumerate(grid.sessions)}
     edges = grid.offsets.tolist()
@@ -84,7 +90,9 @@ def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
             continue
         present[edges[place] : edges[place + 1]] = row.present
         confirmed[edges[place] : edges[place + 1]] = row.confirmed_empty
-    return Masks(present, confirmed, known, misfit, attempts)
+        if row.halted is not None:
+            halted[edges[place] : edges[place + 1]] = row.halted
+    return Masks(present, confirmed, halted, known, misfit, attempts)
 
 
 def listed(instrument: Instrument, grid: Grid) -> Bools:
@@ -101,6 +109,7 @@ def codes_of(
     return verdict_codes(
         present=masks.present,
         confirmed_empty=masks.confirmed_empty,
+        halted=masks.halted,
         listed=listed(instrument, grid),
         opened_at=grid.starts_at,
         ends_at=grid.ends_at,

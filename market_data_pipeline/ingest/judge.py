@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from market_data_pipeline.domain.candles import Bools, Int16s, Int32s, Int64s
+    from market_data_pipeline.domain.finality import Settlement
     from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction, Fetch
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.ingest.grid import Grid
@@ -107,13 +108,15 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
     wanted: Bools | None = None,
     reference: Reference | None = None,
     basis: Basis = Basis.SPLIT,
+    settlements: Sequence[Settlement | None] = (),
 ) -> Judged:
     """Keep the bars that are on the grid, finished by the clock and lawful; count or refuse the rest; say what was silent.
 
     ``grid`` holds the sessions that the window covers. Silence needs a bar of the same answer on both sides: the end of an answer
     that was cut short is no evidence. ``wanted``: one element a bar of ``grid``, the bars to keep where only holes are filled; the
     others count as "already_held". ``reference``: what is stored, None to judge the answer by itself alone. ``basis``: the
-    provider's declared one. What each rule does is the table in docs/providers.md.
+    provider's declared one. ``settlements``: one a session, when an answer makes it final; left out, at once. What each rule does
+    is the table in docs/providers.md.
     """
     dropped = Counter(answer.fetch.dropped)
     rows = _located(answer, grid, calendar, dropped)
@@ -169,7 +172,7 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
         fetch=_told(answer.fetch, kind, int(kept.sum()), dropped),
         columns=columns.take(kept),
         session_index=(np.searchsorted(grid.offsets, places[kept], side="right") - 1).astype(np.int32),
-        sessions=_sessions(symbol_id, grid, bars=bars, came=came, quiet=quiet, due=due),
+        sessions=_sessions(symbol_id, grid, settlements, bars=bars, came=came, quiet=quiet, due=due, asked=asked),
         refused=_refused(columns, reasons),
         actions=answer.actions,
         float32_prices=answer.float32_prices,
@@ -356,8 +359,19 @@ def _refused(columns: CandleColumns, reasons: Mapping[int, str]) -> RefusedBars:
     return RefusedBars(columns.take(np.array(rows)), [reasons[row] for row in rows])
 
 
-def _sessions(symbol_id: int, grid: Grid, *, bars: Bools, came: Bools, quiet: Bools, due: Bools) -> list[AnsweredSession]:
-    by_session = zip(grid.sessions, grid.split(bars), grid.split(came), grid.split(quiet), grid.split(due), strict=True)
+def _sessions(
+    symbol_id: int,
+    grid: Grid,
+    settlements: Sequence[Settlement | None],
+    *,
+    bars: Bools,
+    came: Bools,
+    quiet: Bools,
+    due: Bools,
+    asked: Bools,
+) -> list[AnsweredSession]:
+    masks = (grid.split(mask) for mask in (bars, came, quiet, due, asked))
+    by_session = zip(grid.sessions, settlements or [None] * len(grid), *masks, strict=True)
     return [
         AnsweredSession(
             symbol_id=symbol_id,
@@ -367,8 +381,10 @@ def _sessions(symbol_id: int, grid: Grid, *, bars: Bools, came: Bools, quiet: Bo
             bars=bars_here,
             silent=quiet_here & enclosed(came_here),
             due=due_here,
+            is_whole=bool(asked_here.all()),
+            settlement=settlement,
         )
-        for index, (session, bars_here, came_here, quiet_here, due_here) in enumerate(by_session)
+        for index, (session, settlement, bars_here, came_here, quiet_here, due_here, asked_here) in enumerate(by_session)
     ]
 
 

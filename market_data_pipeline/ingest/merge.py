@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from market_data_pipeline.domain.candles import Bools, Int16s, Int32s
+    from market_data_pipeline.domain.finality import Settlement
     from market_data_pipeline.ingest.judge import Judged
 
 
@@ -91,7 +92,14 @@ def _session(day: date, parts: Sequence[Part]) -> AnsweredSession:
         silent=_any(silences) & ~bars if silences else np.zeros(len(bars), bool),
         due=_any([session.due for _, session in mine]),
         is_evidence=any(part.is_evidence for part, _ in mine),
+        is_whole=any(session.is_whole for part, session in mine if part.is_evidence),
+        settlement=_latest([session.settlement for _, session in mine]),
     )
+
+
+def _latest(settlements: Sequence[Settlement | None]) -> Settlement | None:
+    """The one that is final last: a session of several providers' bars is final when each of them has corrected its own."""
+    return max(filter(None, settlements), key=lambda settlement: settlement.final_from, default=None)
 
 
 def _any(masks: Sequence[Bools]) -> Bools:

@@ -386,6 +386,9 @@ def _capability(sets: Sequence[FileSet]) -> Capability:
         stamp=files.named_by,
         basis=files.basis,
         feed=Feed[files.feed.upper()],
+        # A file is what it is: who replaces it asks for its bars again.
+        settled_after_seconds=0,
+        final_after_sessions=0,
     )
 
 

@@ -22,6 +22,7 @@ import psycopg2.errors
 from market_data_pipeline.domain.capabilities import Feed, bars
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, DiskError, InvalidInputError
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.healing import SessionAnswer, after_answer
 from market_data_pipeline.domain.ports import WriteReport
 from market_data_pipeline.storage import binary
@@ -111,25 +112,27 @@ def instant_of(epoch_micros: int) -> datetime:
 
 READ_LEDGER = """
 select c.symbol_id, c.session, extract(epoch from c.opens_at)::int8, extract(epoch from c.closes_at)::int8,
-       c.present, c.confirmed_empty, c.attempts, c.failures, c.last_attempt_at, c.next_attempt_at, c.as_of, c.digest
+       c.present, c.confirmed_empty, c.attempts, c.failures, c.last_attempt_at, c.next_attempt_at, c.as_of, c.digest,
+       c.halted, c.finality, c.recheck_at
   from unnest(%s::int4[], %s::date[]) as k(symbol_id, session)
   join coverage c on c.symbol_id = k.symbol_id and c.session = k.session and c.interval_s = %s"""
 
 WRITE_LEDGER = """
 insert into coverage as c
        (symbol_id, interval_s, session, opens_at, closes_at, expected, present, confirmed_empty,
-        attempts, failures, last_attempt_at, next_attempt_at, as_of, digest)
+        attempts, failures, last_attempt_at, next_attempt_at, as_of, digest, halted, finality, recheck_at)
 select symbol_id, %s, session, to_timestamp(opens_at), to_timestamp(closes_at), length(present), present, confirmed_empty,
-       attempts, failures, last_attempt_at, next_attempt_at, as_of, digest
+       attempts, failures, last_attempt_at, next_attempt_at, as_of, digest, halted, finality, recheck_at
   from unnest(%s::int4[], %s::date[], %s::int8[], %s::int8[], %s::varbit[], %s::varbit[],
-              %s::int2[], %s::int2[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::bytea[])
+              %s::int2[], %s::int2[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::bytea[],
+              %s::varbit[], %s::int2[], %s::timestamptz[])
        as k(symbol_id, session, opens_at, closes_at, present, confirmed_empty,
-            attempts, failures, last_attempt_at, next_attempt_at, as_of, digest)
+            attempts, failures, last_attempt_at, next_attempt_at, as_of, digest, halted, finality, recheck_at)
 on conflict (symbol_id, interval_s, session) do update
    set opens_at = excluded.opens_at, closes_at = excluded.closes_at, expected = excluded.expected, present = excluded.present,
        confirmed_empty = excluded.confirmed_empty, attempts = excluded.attempts, failures = excluded.failures,
        last_attempt_at = excluded.last_attempt_at, next_attempt_at = excluded.next_attempt_at, as_of = excluded.as_of,
-       digest = excluded.digest"""
+       digest = excluded.digest, halted = excluded.halted, finality = excluded.finality, recheck_at = excluded.recheck_at"""
 
 
 def bits(mask: Bools) -> str:
@@ -152,7 +155,10 @@ def read_ledger(cursor: Cursor, interval: Interval, keys: Sequence[tuple[int, da
 
 def ledger_row(interval: Interval, record: Sequence[Any]) -> LedgerRow:
     """A row of ``coverage`` as the domain takes it, from the columns in the order of ``READ_LEDGER``."""
-    symbol_id, session, opens_at, closes_at, present, confirmed, attempts, failures, last, following, known_at, digest = record
+    symbol_id, session, opens_at, closes_at, present, confirmed, attempts, failures, last, following, known_at, digest, *rest = (
+        record
+    )
+    halted, finality, recheck_at = rest
     return LedgerRow(
         symbol_id=symbol_id,
         interval=interval,
@@ -167,6 +173,9 @@ def ledger_row(interval: Interval, record: Sequence[Any]) -> LedgerRow:
         next_attempt_at=following,
         known_at=known_at,
         digest=None if digest is None else bytes(digest),
+        halted=None if halted is None else mask_of(halted),
+        finality=Finality(finality),
+        recheck_at=recheck_at,
     )
 
 
@@ -190,6 +199,9 @@ def write_ledger(cursor: Cursor, interval: Interval, rows: Sequence[LedgerRow]) 
             [row.next_attempt_at for row in rows],
             [row.known_at for row in rows],
             [row.digest for row in rows],
+            [None if row.halted is None else bits(row.halted) for row in rows],
+            [int(row.finality) for row in rows],
+            [row.recheck_at for row in rows],
         ),
     )
 
@@ -238,7 +250,7 @@ def advance_ledger(  # noqa: PLR0913 - what is known before, what was answered, 
         if row is not None and change is None and row.digest is not None and row.digest == digests[index] and _is_settled(row):
             continue
         start = row or _opened(session, interval, known_at=learned_at)
-        answer = SessionAnswer(session.bars, session.silent, session.is_evidence)
+        answer = SessionAnswer(session.bars, session.silent, session.is_evidence, session.is_whole, session.settlement)
         after = after_answer(start, answer, due=session.due, now=now, policy=policy)
         complete_answer = bool(session.bars.any()) and np.array_equal(after.present, session.bars)
         known_at = start.known_at if change is None else max(learned_at, instant_of(change.known_at))
@@ -252,16 +264,26 @@ def advance_ledger(  # noqa: PLR0913 - what is known before, what was answered, 
 
 def _is_settled(row: LedgerRow) -> bool:
     """Every slot has its last verdict and nothing is planned: the same answer again changes nothing."""
-    return not row.failures and row.next_attempt_at is None and bool((row.present | row.confirmed_empty).all())
+    is_planned = row.next_attempt_at is not None or row.recheck_at is not None
+    return not row.failures and not is_planned and row.finality is Finality.FINAL and bool(row.resolved.all())
 
 
 def _says_more(after: LedgerRow, before: LedgerRow) -> bool:
     # Not last_attempt_at: asking again about a complete session must not dirty its row.
     return (
-        (after.attempts, after.failures, after.next_attempt_at, after.known_at, after.digest)
-        != (before.attempts, before.failures, before.next_attempt_at, before.known_at, before.digest)
+        (after.attempts, after.failures, after.next_attempt_at, after.known_at, after.digest, after.finality, after.recheck_at)
+        != (
+            before.attempts,
+            before.failures,
+            before.next_attempt_at,
+            before.known_at,
+            before.digest,
+            before.finality,
+            before.recheck_at,
+        )
         or not np.array_equal(after.present, before.present)
         or not np.array_equal(after.confirmed_empty, before.confirmed_empty)
+        or not np.array_equal(after.resolved, before.resolved)
     )
 
 

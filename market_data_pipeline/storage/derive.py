@@ -156,13 +156,17 @@ class _Session:
     """Every minute has its final verdict, and at least one is present: the bar can be computed."""
     empty: Bools = field(init=False)
     """Every minute is confirmed empty: so is the bar."""
+    halted: Bools = field(init=False)
+    """No minute traded, and in some of them trading was suspended: so it was in the bar."""
 
     def __post_init__(self) -> None:
         at, row = self.shape.first_minutes, self.minutes
-        resolved = np.logical_and.reduceat(row.present | row.confirmed_empty, at)
+        resolved = np.logical_and.reduceat(row.resolved, at)
         traded = np.logical_or.reduceat(row.present, at)
+        suspended = np.zeros(len(at), bool) if row.halted is None else np.logical_or.reduceat(row.halted, at)
         object.__setattr__(self, "complete", resolved & traded)
-        object.__setattr__(self, "empty", resolved & ~traded)
+        object.__setattr__(self, "empty", resolved & ~traded & ~suspended)
+        object.__setattr__(self, "halted", resolved & ~traded & suspended)
 
     def advanced(self, change: SessionChange | None, *, learned_at: datetime, now: datetime, seconds: int) -> LedgerRow | None:
         """The ledger row of the bars once they are stored; None where it would say the same as now.
@@ -183,13 +187,19 @@ class _Session:
         )
         present = before.present | self.complete
         confirmed = self.empty & ~present
-        same = np.array_equal(present, before.present) and np.array_equal(confirmed, before.confirmed_empty)
-        if same and change is None:
-            return None
-        return replace(
+        halted = self.halted & ~present
+        after = replace(
             before,
             present=present,
             confirmed_empty=confirmed,
+            halted=halted if halted.any() else None,
+            finality=self.minutes.finality,
+        )
+        same = np.array_equal(present, before.present) and np.array_equal(after.resolved, before.resolved)
+        if same and np.array_equal(confirmed, before.confirmed_empty) and after.finality is before.finality and change is None:
+            return None
+        return replace(
+            after,
             last_attempt_at=now,
             known_at=before.known_at if change is None else max(learned_at, instant_of(change.known_at)),
             digest=None,

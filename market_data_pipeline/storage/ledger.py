@@ -39,7 +39,7 @@ LONGEST_BREAK_DAYS = 5
 # The columns are those of bulk.READ_LEDGER, in its order.
 _ROWS = """
 select symbol_id, session, extract(epoch from opens_at)::int8, extract(epoch from closes_at)::int8, present, confirmed_empty,
-       attempts, failures, last_attempt_at, next_attempt_at, as_of, digest
+       attempts, failures, last_attempt_at, next_attempt_at, as_of, digest, halted, finality, recheck_at
   from coverage
  where symbol_id = any(%(symbol_ids)s::int4[]) and interval_s = %(interval_s)s and session between %(first)s and %(last)s
  order by symbol_id, session
@@ -47,25 +47,27 @@ select symbol_id, session, extract(epoch from opens_at)::int8, extract(epoch fro
 
 _OPEN = """
 insert into coverage (symbol_id, interval_s, session, opens_at, closes_at, expected, present, confirmed_empty,
-                      attempts, failures, last_attempt_at, next_attempt_at, as_of, digest)
+                      attempts, failures, last_attempt_at, next_attempt_at, as_of, digest, halted, finality, recheck_at)
 select symbol_id, interval_s, session, to_timestamp(opens_at), to_timestamp(closes_at), length(present), present, confirmed_empty,
-       attempts, failures, last_attempt_at, next_attempt_at, coalesce(known_at, %(known_at)s, clock_timestamp()), digest
+       attempts, failures, last_attempt_at, next_attempt_at, coalesce(known_at, %(known_at)s, clock_timestamp()), digest,
+       halted, finality, recheck_at
   from unnest(%(symbol_id)s::int4[], %(interval_s)s::int4[], %(session)s::date[], %(opens_at)s::int8[], %(closes_at)s::int8[],
               %(present)s::varbit[], %(confirmed_empty)s::varbit[], %(attempts)s::int2[], %(failures)s::int2[],
               %(last_attempt_at)s::timestamptz[], %(next_attempt_at)s::timestamptz[], %(row_known_at)s::timestamptz[],
-              %(digest)s::bytea[])
+              %(digest)s::bytea[], %(halted)s::varbit[], %(finality)s::int2[], %(recheck_at)s::timestamptz[])
     as k (symbol_id, interval_s, session, opens_at, closes_at, present, confirmed_empty, attempts, failures,
-          last_attempt_at, next_attempt_at, known_at, digest)
+          last_attempt_at, next_attempt_at, known_at, digest, halted, finality, recheck_at)
  order by symbol_id, interval_s, session
 on conflict do nothing
 """
 
 _PUSH_BACK = """
 update coverage c
-   set failures = k.failures, last_attempt_at = k.last_attempt_at, next_attempt_at = k.next_attempt_at
+   set failures = k.failures, last_attempt_at = k.last_attempt_at, next_attempt_at = k.next_attempt_at,
+       recheck_at = k.recheck_at
   from unnest(%(symbol_id)s::int4[], %(session)s::date[], %(failures)s::int2[], %(last_attempt_at)s::timestamptz[],
-              %(next_attempt_at)s::timestamptz[])
-    as k (symbol_id, session, failures, last_attempt_at, next_attempt_at)
+              %(next_attempt_at)s::timestamptz[], %(recheck_at)s::timestamptz[])
+    as k (symbol_id, session, failures, last_attempt_at, next_attempt_at, recheck_at)
  where c.symbol_id = k.symbol_id and c.session = k.session and c.interval_s = %(interval_s)s
 """
 
@@ -127,8 +129,8 @@ select g.symbol_id, u.symbol, u.calendar, g.interval_s, g.first, g.last, g.sessi
 """
 
 _TOTALS = """
-select symbol_id, count(*), sum(expected), sum(expected - absent - bit_count(confirmed_empty)), sum(bit_count(confirmed_empty)),
-       sum(absent)
+select symbol_id, count(*), sum(expected), sum(bit_count(present)), sum(bit_count(confirmed_empty)), sum(absent),
+       coalesce(sum(bit_count(halted)), 0)
   from coverage
  where interval_s = %(interval_s)s and (%(symbol_ids)s::int4[] is null or symbol_id = any(%(symbol_ids)s::int4[]))
    and session between coalesce(%(first)s, '-infinity'::date) and coalesce(%(last)s, 'infinity'::date)
@@ -161,7 +163,7 @@ class DueGap:
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """Bars of one symbol in the sessions that the ledger knows. ``expected`` is the sum of the other three."""
+    """Bars of one symbol in the sessions that the ledger knows. ``expected`` is the sum of the last four."""
 
     symbol_id: int
     sessions: int
@@ -169,6 +171,7 @@ class LedgerTotals:
     present: int
     confirmed_empty: int
     absent: int
+    halted: int
 
 
 class Ledger:
@@ -209,6 +212,9 @@ class Ledger:
                     "next_attempt_at": [r.next_attempt_at for r in some],
                     "row_known_at": [r.known_at for r in some],
                     "digest": [r.digest for r in some],
+                    "halted": [None if r.halted is None else bits(r.halted) for r in some],
+                    "finality": [int(r.finality) for r in some],
+                    "recheck_at": [r.recheck_at for r in some],
                 }
                 opened += connection.exec_driver_sql(_OPEN, parameters).rowcount
         return opened
@@ -228,8 +234,8 @@ class Ledger:
         """Record requests without a usable answer, and push back the (symbol_id, session)s nobody answered; how many those are.
 
         ``failed`` had only failures; ``unbelieved`` had an answer that is not taken for one, and just wait; for ``waiting`` nobody
-        could be asked, and nobody can before the instant they map to. No verdict changes. Sessions that lack nothing, or that the
-        ledger does not know, have nothing to push back.
+        could be asked, and nobody can before the instant they map to. No verdict changes. Sessions that lack nothing and are final,
+        or that the ledger does not know, have nothing to push back.
         """
         waiting = waiting or {}
         keys = sorted({*failed, *unbelieved, *waiting})
@@ -243,7 +249,7 @@ class Ledger:
                 if key in waiting
                 else (after_failure if key in refused else held_back)(row, now=now, policy=policy)
                 for key, row in rows.items()
-                if not (row.present | row.confirmed_empty).all()
+                if row.recheck_at is not None or not row.resolved.all()
             ]
             cursor.execute(
                 _PUSH_BACK,
@@ -255,6 +261,7 @@ class Ledger:
                     "failures": [min(r.failures, 32_767) for r in pushed_back],
                     "last_attempt_at": [r.last_attempt_at for r in pushed_back],
                     "next_attempt_at": [r.next_attempt_at for r in pushed_back],
+                    "recheck_at": [r.recheck_at for r in pushed_back],
                 },
             )
         return len(pushed_back)

@@ -12,6 +12,7 @@ import numpy as np
 
 from market_data_pipeline.domain.candles import CandleColumns
 from market_data_pipeline.domain.coverage import LedgerRow
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.ports import CandleBatch
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.storage import binary
@@ -255,6 +256,8 @@ class _WrongRow:
     def corrected(self, *, now: datetime, learned_at: datetime) -> LedgerRow:
         """The row as it should be."""
         before, confirmed = self.row, self._still_confirmed()
+        is_same_grid = self._is_same_grid
+        halted = before.halted & ~self.stored if before is not None and before.halted is not None and is_same_grid else None
         right = LedgerRow(
             symbol_id=self.symbol_id,
             interval=self.interval,
@@ -266,10 +269,13 @@ class _WrongRow:
             last_attempt_at=before.last_attempt_at if before else None,
             # Knowledge never runs backwards, whatever the caller's clock says.
             known_at=max(learned_at, before.known_at or learned_at) if before else learned_at,
+            halted=halted if halted is not None and halted.any() else None,
+            finality=before.finality if before and is_same_grid else Finality.PROVISIONAL,
+            recheck_at=before.recheck_at if before and is_same_grid else None,
         )
-        absent = ~(self.stored | confirmed)
+        absent = ~right.resolved
         if before is not None and before.expected == len(absent):
-            already = ~(before.present | before.confirmed_empty)
+            already = ~before.resolved
             if not (absent & ~already).any():
                 # Nothing new is absent: what healing has tried and planned so far still holds.
                 planned = before.next_attempt_at if absent.any() else None
@@ -278,13 +284,18 @@ class _WrongRow:
             return replace(right, next_attempt_at=now)
         return right
 
+    @property
+    def _is_same_grid(self) -> bool:
+        row = self.row
+        return row is not None and (row.opens_at, row.closes_at, row.expected) == (self.opens_at, self.closes_at, len(self.stored))
+
     def _still_confirmed(self) -> Bools:
         """The slots confirmed empty that the calendar still expects, told by the instant at which they open."""
         nothing = np.zeros(len(self.stored), bool)
         if self.row is None:
             return nothing
         step = self.interval.seconds
-        if (self.row.opens_at, self.row.closes_at, self.row.expected) == (self.opens_at, self.closes_at, len(self.stored)):
+        if self._is_same_grid:
             return self.row.confirmed_empty & ~self.stored
         if self.row.expected != -((self.row.opens_at - self.row.closes_at) // step):
             # A session with a break, under hours that are no longer known: its empty minutes have to be confirmed again.

@@ -141,7 +141,8 @@ def test_refetch_is_passed_on(instance: dg.DagsterInstance, *, refetch: bool) ->
     ("tags", "expected"),
     [
         ({}, (Lane.BACKFILL, None)),
-        ({"mdp/cause": "gap"}, (Lane.BACKFILL, None)),
+        ({"mdp/cause": "gap"}, (Lane.HEALING, None)),
+        ({"mdp/cause": "recheck"}, (Lane.HEALING, None)),
         ({"mdp/cause": "close"}, (Lane.LIVE, None)),
         ({"mdp/cause": "backfill", "mdp/provider": "alpaca"}, (Lane.BACKFILL, "alpaca")),
     ],

@@ -20,13 +20,14 @@ masks = hnp.arrays(bool, st.integers(0, 200))
 def bars(draw: st.DrawFn) -> dict[str, np.ndarray]:
     """A grid of bars around now, with any facts about them that the ledger may hold."""
     size = draw(st.integers(0, 60))
-    facts = draw(hnp.arrays(bool, (3, size)))
+    facts = draw(hnp.arrays(bool, (4, size)))
     opened_at = NOW + np.sort(draw(hnp.arrays(np.int64, size, elements=st.integers(-10_000, 10_000))))
     lengths = draw(hnp.arrays(np.int64, size, elements=st.integers(1, 3600)))
     present = facts[0]
     return {
         "present": present,
         "confirmed_empty": facts[1] & ~present,
+        "halted": facts[3] & ~present & ~facts[1],
         "listed": facts[2],
         "opened_at": opened_at,
         "ends_at": opened_at + lengths,
@@ -44,21 +45,20 @@ def test_the_verdicts_add_up_to_the_grid_and_each_bar_has_the_first_that_holds(
 
 
 def _verdict_by_hand(bar: dict[str, int], settle: int, reach: int | None) -> Verdict:
-    if bar["present"]:
-        return Verdict.PRESENT
-    if bar["confirmed_empty"]:
-        return Verdict.CONFIRMED_EMPTY
-    if not bar["listed"]:
-        return Verdict.NOT_LISTED
-    if bar["ends_at"] + settle > NOW:
-        return Verdict.PENDING
-    if reach is not None and NOW - bar["opened_at"] > reach:
-        return Verdict.UNREACHABLE
-    return Verdict.MISSING
+    rules = {
+        Verdict.PRESENT: bar["present"],
+        Verdict.CONFIRMED_EMPTY: bar["confirmed_empty"],
+        Verdict.HALTED: bar["halted"],
+        Verdict.NOT_LISTED: not bar["listed"],
+        Verdict.PENDING: bar["ends_at"] + settle > NOW,
+        Verdict.UNREACHABLE: reach is not None and NOW - bar["opened_at"] > reach,
+    }
+    return next((verdict for verdict, holds in rules.items() if holds), Verdict.MISSING)
 
 
 def test_a_bar_stops_being_pending_at_the_very_second_it_has_settled() -> None:
-    bar = {"present": np.array([False]), "confirmed_empty": np.array([False]), "listed": np.array([True])}
+    no = np.array([False])
+    bar = {"present": no, "confirmed_empty": no, "halted": no, "listed": ~no}
     ends_at = np.array([NOW])
     for now, expected in ((NOW + 89, Verdict.PENDING), (NOW + 90, Verdict.MISSING)):
         codes = verdict_codes(**bar, opened_at=ends_at - 60, ends_at=ends_at, now=now, settle_seconds=90, reach_seconds=None)
@@ -66,7 +66,8 @@ def test_a_bar_stops_being_pending_at_the_very_second_it_has_settled() -> None:
 
 
 def test_a_bar_becomes_unreachable_one_second_after_the_provider_s_reach() -> None:
-    bar = {"present": np.array([False]), "confirmed_empty": np.array([False]), "listed": np.array([True])}
+    no = np.array([False])
+    bar = {"present": no, "confirmed_empty": no, "halted": no, "listed": ~no}
     opened_at = np.array([NOW])
     for now, expected in ((NOW + 3600, Verdict.MISSING), (NOW + 3601, Verdict.UNREACHABLE)):
         codes = verdict_codes(**bar, opened_at=opened_at, ends_at=opened_at + 60, now=now, settle_seconds=0, reach_seconds=3600)

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from market_data_pipeline.domain.candles import Bools, Interval
 from market_data_pipeline.domain.coverage import LedgerRow
+from market_data_pipeline.domain.finality import Finality, Settlement
 from market_data_pipeline.domain.healing import HealingPolicy, SessionAnswer, after_answer, after_failure, enclosed
 
 SLOTS = 12
@@ -72,6 +73,7 @@ def rows(draw: st.DrawFn) -> LedgerRow:
         attempts=draw(st.integers(0, 10)),
         failures=draw(st.integers(0, 10)),
         next_attempt_at=draw(st.none() | times),
+        recheck_at=draw(st.none() | times),
     )
 
 
@@ -79,7 +81,14 @@ def rows(draw: st.DrawFn) -> LedgerRow:
 def answers(draw: st.DrawFn) -> SessionAnswer:
     """Any answer: what is neither a bar nor silent was an explicit null, or was not asked for."""
     bars = draw(slots)
-    return SessionAnswer(bars=bars, silent=draw(slots) & ~bars)
+    settlement = st.none() | st.builds(Settlement, st.just(SETTLEMENT.settled_from), st.just(SETTLEMENT.final_from))
+    return SessionAnswer(
+        bars=bars,
+        silent=draw(slots) & ~bars,
+        is_evidence=draw(st.booleans()),
+        is_whole=draw(st.booleans()),
+        settlement=draw(settlement),
+    )
 
 
 # --- laws
@@ -177,9 +186,65 @@ def test_a_failure_changes_no_verdict_and_never_brings_the_next_attempt_nearer(
     assert np.array_equal(after.present, row.present)
     assert np.array_equal(after.confirmed_empty, row.confirmed_empty)
     assert (after.attempts, after.failures) == (row.attempts, row.failures + 1)
-    assert after.next_attempt_at is not None
-    assert after.next_attempt_at >= (row.next_attempt_at or now)
-    assert after.next_attempt_at >= now + policy.wait(after.failures)
+    if after.failures >= policy.give_up_failures:
+        assert after.next_attempt_at is None
+        assert after.recheck_at is None
+    elif row.resolved.all():
+        assert after.next_attempt_at == row.next_attempt_at
+    else:
+        assert after.next_attempt_at is not None
+        assert after.next_attempt_at >= (row.next_attempt_at or now)
+        assert after.next_attempt_at >= now + policy.wait(after.failures)
+    if after.recheck_at is not None:
+        assert row.recheck_at is not None
+        assert after.recheck_at >= max(row.recheck_at, now + policy.wait(after.failures))
+
+
+@given(rows(), st.lists(st.tuples(answers(), times), max_size=30))
+def test_a_session_only_ever_becomes_surer_and_is_checked_again_until_it_is_final(
+    row: LedgerRow, given_: list[tuple[SessionAnswer, datetime]]
+) -> None:
+    for answer, now in given_:
+        after = after_answer(row, answer, due=ALL_DUE, now=now, policy=POLICY)
+        assert after.finality >= row.finality
+        if after.finality is Finality.FINAL:
+            assert after.recheck_at is None
+        elif answer.settlement is not None:
+            assert after.recheck_at == answer.settlement.recheck_after(after.finality)
+        row = after
+
+
+SETTLEMENT = Settlement(settled_from=int(CLOSE.timestamp()) + 3600, final_from=int(CLOSE.timestamp()) + 86_400 + 3600)
+WHOLE = SessionAnswer(bars=ALL_DUE, silent=~ALL_DUE, settlement=SETTLEMENT)
+
+
+@pytest.mark.parametrize(
+    ("at", "expected", "again"),
+    [
+        (CLOSE + timedelta(minutes=10), Finality.PROVISIONAL, CLOSE + timedelta(hours=1)),
+        (CLOSE + timedelta(hours=1), Finality.SETTLED, CLOSE + timedelta(hours=25)),
+        (CLOSE + timedelta(hours=25), Finality.FINAL, None),
+    ],
+)
+def test_a_session_is_as_final_as_its_last_whole_answer_was_late(at: datetime, expected: Finality, again: datetime | None) -> None:
+    after = after_answer(a_row(), WHOLE, due=ALL_DUE, now=at, policy=POLICY)
+    assert (after.finality, after.recheck_at) == (expected, again)
+
+
+def test_an_answer_about_a_part_of_the_session_or_from_the_past_makes_nothing_final() -> None:
+    late = CLOSE + timedelta(days=3)
+    for answer in (replace(WHOLE, is_whole=False), replace(WHOLE, is_evidence=False)):
+        after = after_answer(a_row(), answer, due=ALL_DUE, now=late, policy=POLICY)
+        assert (after.finality, after.recheck_at) == (Finality.PROVISIONAL, CLOSE + timedelta(hours=1))
+
+
+def test_a_bar_that_comes_after_all_is_no_longer_halted() -> None:
+    row = a_row(present=mask("####....####"), halted=mask("....####...."))
+    after = after_answer(row, an_answer(mask("#####...####")), due=ALL_DUE, now=EVENING, policy=POLICY)
+    assert after.halted is not None
+    assert np.array_equal(after.halted, mask(".....###...."))
+    assert after.resolved.all()
+    assert after.next_attempt_at is None
 
 
 @given(policies, st.integers(0, 100_000))

@@ -342,8 +342,8 @@ def test_every_gap_is_served_within_as_many_rounds_as_it_takes_to_serve_all_once
 def test_totals_add_up(ledger: Ledger) -> None:
     ledger.open_sessions([row(1, MONDAY, "110000", empty="001000"), row(1, TUESDAY, "111111"), row(2, MONDAY, "000001")])
     assert ledger.totals(Interval.M1) == [
-        LedgerTotals(1, sessions=2, expected=12, present=8, confirmed_empty=1, absent=3),
-        LedgerTotals(2, sessions=1, expected=6, present=1, confirmed_empty=0, absent=5),
+        LedgerTotals(1, sessions=2, expected=12, present=8, confirmed_empty=1, absent=3, halted=0),
+        LedgerTotals(2, sessions=1, expected=6, present=1, confirmed_empty=0, absent=5, halted=0),
     ]
-    assert ledger.totals(Interval.M1, symbol_ids=[1], first=TUESDAY, last=FRIDAY) == [LedgerTotals(1, 1, 6, 6, 0, 0)]
+    assert ledger.totals(Interval.M1, symbol_ids=[1], first=TUESDAY, last=FRIDAY) == [LedgerTotals(1, 1, 6, 6, 0, 0, 0)]
     assert ledger.totals(Interval.H1) == []
