@@ -6,19 +6,12 @@ Real parts throughout: a simulator process, HTTP, the production adapters and us
 from __future__ import annotations
 
 import hashlib
-import secrets
-import shutil
-import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import sqlalchemy as sa
-from pydantic import SecretStr
 
 from market_data_pipeline.domain.candles import DERIVED_INTERVALS, FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.coverage import Verdict
@@ -27,22 +20,21 @@ from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.coverage import coverage_report
 from market_data_pipeline.ingest.derive import derive_candles
 from market_data_pipeline.ingest.report import Stretch
-from market_data_pipeline.ingest.universe_file import read_universe_file
-from market_data_pipeline.settings import Settings
 from market_data_pipeline.simulator.client import running_simulator
+from market_data_pipeline.simulator.ground import counted, loaded, planned_next, proving_ground
 from market_data_pipeline.simulator.sample import write_sample
 from market_data_pipeline.storage.budgets import PostgresBudget
-from market_data_pipeline.storage.database import open_engine
-from market_data_pipeline.storage.embedded import EmbeddedPostgres
-from market_data_pipeline.storage.migrations import apply_migrations
 from market_data_pipeline.wiring import open_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
+    from market_data_pipeline.settings import Settings
     from market_data_pipeline.simulator.client import RunningSimulator
+    from market_data_pipeline.simulator.ground import ProvingGround
 
 # Thanksgiving, the half day after it and a Monday: short enough to run forty times, with the calendar's tricks in it.
 FIRST, LAST = date(2024, 11, 26), date(2024, 12, 3)
@@ -172,54 +164,28 @@ class Verdicts:
 @contextmanager
 def ground() -> Iterator[Ground]:
     """Sample data and a Postgres of their own, both gone at the end."""
-    # Not under a private directory: root's server runs as another account, which must be able to enter.
-    home = Path(tempfile.mkdtemp(prefix="mdp-drill-"))
-    home.chmod(0o711)
-    server = EmbeddedPostgres(home, extra_settings={"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
-    try:
-        url = server.ensure()
-        data = home / "data"
+    with proving_ground("drill") as place:
+        data = place.home / "data"
         write_sample(data, seed=SEED, symbols=SYMBOLS, start=FIRST, end=LAST)
-        yield Ground(home, data, url)
-    finally:
-        server.stop()
-        shutil.rmtree(home, ignore_errors=True)
+        yield Ground(place, data)
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
     """Where drills are held."""
 
-    home: Path
+    place: ProvingGround
     data: Path
-    server_url: str
-
-    @contextmanager
-    def database(self) -> Iterator[str]:
-        """The URL of a fresh, migrated database."""
-        name = f"drill_{secrets.token_hex(6)}"
-        server = open_engine(self.server_url)
-        try:
-            with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.exec_driver_sql(f'create database "{name}"')
-                url = sa.make_url(self.server_url).set(database=name).render_as_string(hide_password=False)
-                engine = open_engine(url)
-                apply_migrations(engine)
-                engine.dispose()
-                yield url
-                connection.exec_driver_sql(f'drop database "{name}" with (force)')
-        finally:
-            server.dispose()
 
     def hold(self, situation: Situation, *, seed: int = SEED) -> Outcome:
         """One backfill of every interval in this situation, healed as far as it goes by the ledger's own plan."""
         started = time.monotonic()
         with (
-            self.database() as url,
+            self.place.database() as url,
             running_simulator(data=self.data, now=SATURDAY, seed=seed, faults=list(situation.rules), limits=LIMITS) as simulator,
             open_pipeline(self._settings(url, simulator, situation.victim)) as pipeline,
         ):
-            instruments = _loaded(pipeline, self.data)
+            instruments = loaded(pipeline, self.data / "universe.csv", tag="drill")
             _backfill(pipeline, {interval: [Stretch(i, FIRST, LAST) for i in instruments] for interval in FETCHED_INTERVALS})
             missing_at_first = missing = _missing(pipeline, instruments)
             rounds = 1
@@ -240,39 +206,16 @@ class Ground:
                 requests=Counter(entry["provider"] for entry in log),
                 struck=sum(bool(entry["actions"]) for entry in log),
                 over_limit=simulator.over_limit(),
-                outcomes=_counted(pipeline, "select outcome, count(*) from fetches group by 1"),
-                events=_counted(pipeline, "select kind, count(*) from provider_events group by 1"),
-                refused=_counted(pipeline, "select 'rows', count(*) from refused_bars")["rows"],
-                trials=_counted(pipeline, _TRIALS)["all"],
+                outcomes=counted(pipeline, "select outcome, count(*) from fetches group by 1"),
+                events=counted(pipeline, "select kind, count(*) from provider_events group by 1"),
+                refused=counted(pipeline, "select 'rows', count(*) from refused_bars")["rows"],
+                trials=counted(pipeline, _TRIALS)["all"],
                 seconds=time.monotonic() - started,
             )
 
     def _settings(self, url: str, simulator: RunningSimulator, victim: str) -> Settings:
         order = ",".join([victim, *(vendor for vendor in VENDORS if vendor != victim)])
-        told: dict[str, Any] = {name.removeprefix("MDP_").lower(): value for name, value in simulator.environment().items()}
-        return Settings(
-            **{
-                **told,
-                "home": self.home / "pipeline",
-                "database_url": SecretStr(url),
-                "policy_bars_1m": order,
-                "policy_eod": order,
-                "policy_bars_1h": "yahoo",
-                "limits": LIMITS,
-                "alpaca_feed": "sip",
-                # Real waits: short, for what is waited for is on this machine.
-                "http_backoff_seconds": 0.01,
-                "http_timeout_seconds": 1.0,
-                "http_deadline_seconds": 4.0,
-                "settle_seconds": 90,
-            }
-        )
-
-
-def _loaded(pipeline: Pipeline, data: Path) -> list[Instrument]:
-    file = read_universe_file(data / "universe.csv")
-    pipeline.universe.load(file.entries, version_tag="drill", source="sample", source_sha256=file.sha256, loaded_by="drill")
-    return pipeline.universe.instruments()
+        return self.place.settings(url, simulator, policy_bars_1m=order, policy_eod=order, limits=LIMITS)
 
 
 def _backfill(pipeline: Pipeline, stretches: Mapping[Interval, Sequence[Stretch]]) -> None:
@@ -306,16 +249,12 @@ def _missing(pipeline: Pipeline, instruments: Sequence[Instrument]) -> int:
     return sum(line.counts[Verdict.MISSING] for line in lines)
 
 
-_NEXT_ATTEMPT = "select min(next_attempt_at) from coverage where absent > 0 and next_attempt_at is not null"
-
-
 def _wait_for_the_next_attempt(pipeline: Pipeline, simulator: RunningSimulator) -> bool:
     """Move the virtual clock to the next instant for which the ledger plans something; False where it plans nothing more.
 
     By ten minutes at least, as a sensor with much to do would; and by the real clock until no budget is held any more.
     """
-    with pipeline.engine.connect() as connection:
-        planned: datetime | None = connection.exec_driver_sql(_NEXT_ATTEMPT).scalar_one()
+    planned = planned_next(pipeline)
     if planned is None or planned > SATURDAY + _HISTORY:
         return False
     simulator.set_now(max(planned + timedelta(seconds=1), simulator.now() + _A_LOOK))
@@ -352,11 +291,6 @@ def _warehouse(pipeline: Pipeline) -> Warehouse:
     with pipeline.engine.connect() as connection:
         bars = frozenset(tuple(row) for row in connection.exec_driver_sql(_BARS))
         return Warehouse(bars, frozenset(tuple(row) for row in connection.exec_driver_sql(_LEDGER)))
-
-
-def _counted(pipeline: Pipeline, statement: str) -> dict[str, int]:
-    with pipeline.engine.connect() as connection:
-        return {name: int(count) for name, count in connection.exec_driver_sql(statement)}
 
 
 # --- situations --------------------------------------------------------------------------------------------------------
