@@ -164,12 +164,12 @@ def written(instant: datetime) -> str:
     return instant.isoformat().replace("+00:00", "Z")
 
 
-def _text(pattern: str, *, title: str, maximum: int | None = None) -> dict[str, Any]:
+def _text(pattern: str, *, title: str, example: str, maximum: int | None = None) -> dict[str, Any]:
     bound = {} if maximum is None else {"maxLength": maximum}
-    return {"type": "string", "pattern": f"^{pattern}$", "title": title, **bound}
+    return {"type": "string", "pattern": f"^{pattern}$", "title": title, "examples": [example], **bound}
 
 
-_SYMBOL_SCHEMA = _text(r"\^?[A-Z0-9](?:[A-Z0-9=/_-]|\.(?!\.))*", title="Symbol", maximum=SYMBOL_MAX_LENGTH)
+_SYMBOL_SCHEMA = _text(SYMBOL_PATTERN.pattern, title="Symbol", example="AAPL", maximum=SYMBOL_MAX_LENGTH)
 _SYMBOLS_SCHEMA = {
     "type": "array",
     "items": _SYMBOL_SCHEMA,
@@ -178,9 +178,11 @@ _SYMBOLS_SCHEMA = {
     "uniqueItems": True,
     "title": "Symbols",
 }
-_INSTANT_SCHEMA = _text(_INSTANT.pattern, title="Instant")
+_INSTANT_SCHEMA = _text(_INSTANT.pattern, title="Instant", example="2024-11-29T14:30:00Z")
 
-JobId = Annotated[str, BeforeValidator(_job_id), WithJsonSchema(_text(_JOB_ID.pattern, title="Job id"))]
+JobId = Annotated[
+    str, BeforeValidator(_job_id), WithJsonSchema(_text(_JOB_ID.pattern, title="Job id", example="rlc-2024-11-29-000017"))
+]
 Priority = Annotated[
     Tier, BeforeValidator(_tier), WithJsonSchema({"type": "string", "enum": [str(tier) for tier in Tier], "title": "Priority"})
 ]
@@ -197,7 +199,9 @@ Instant = Annotated[
 Hint = Annotated[
     str | None,
     BeforeValidator(_hint),
-    WithJsonSchema({"anyOf": [_text(_HINT.pattern, title="Provider"), {"type": "null"}], "title": "Provider hint"}),
+    WithJsonSchema(
+        {"anyOf": [_text(_HINT.pattern, title="Provider", example="yahoo"), {"type": "null"}], "title": "Provider hint"}
+    ),
 ]
 
 _ID_SAYS = "Who asks chooses it. The same id again is the same job, and changes nothing."
@@ -354,22 +358,27 @@ def job_of(lease: Lease) -> Job:
     return parse_job(lease.payload)
 
 
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
 def json_schema(kind: JobKind | None = None) -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``kind``, or of any job."""
     if kind is None:
         named = {f"{one}": {k: v for k, v in json_schema(one).items() if k != "$schema"} for one in JobKind}
         return {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$schema": _DIALECT,
             "title": "Job",
-            "description": "Any job, told apart by its type. What no schema says (start before end, how long at most): docs/jobs.md.",
+            "description": "Any job, told apart by its type. What no schema can say is in docs/jobs.md.",
             "oneOf": [{"$ref": f"#/$defs/{one}"} for one in named],
             "$defs": named,
         }
     model = MODELS[kind]
     schema = model.model_json_schema(mode="validation")
-    # Without a type nobody knows which schema to hold it against, so in JSON it is needed, whatever Python fills in.
-    schema["required"] = ["type", *schema["required"]]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    # Without a type nobody knows which schema to hold it against: in JSON it is needed, and first, whatever Python fills in.
+    told = {name: value for name, value in schema["properties"].pop("type").items() if name != "default"}
+    properties = {"type": told, **schema["properties"]}
+    required = ["type", *schema["required"]]
+    return {"$schema": _DIALECT, **schema, "properties": properties, "required": required}
 
 
 def _object_in(data: str | bytes) -> Mapping[str, Any]:
