@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from market_data_pipeline.domain.errors import InvalidInputError
-from market_data_pipeline.domain.sessions import trading_calendar
+from market_data_pipeline.domain.sessions import parse_overrides, trading_calendar
 from market_data_pipeline.domain.universe import calendar_of, valid_symbol
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from market_data_pipeline.domain.candles import Bools, Float64s, Int64s
+    from market_data_pipeline.domain.sessions import SessionOverride
 
 DAY = 86400
 MINUTE = "1m"
@@ -155,9 +156,9 @@ def day(number: int) -> date:
 
 
 @cache
-def grid_of(calendar: str) -> Grid:
+def grid_of(calendar: str, overrides: tuple[SessionOverride, ...] = ()) -> Grid:
     """The whole of one calendar. Slow the first time (exchange_calendars builds it), free afterwards."""
-    source = trading_calendar(calendar)
+    source = trading_calendar(calendar, overrides=overrides)
     bounds = source.bounds(source.first_session, source.last_session)
     segments = source.segments(source.first_session, source.last_session)
     return Grid(
@@ -302,6 +303,7 @@ class Market:
         self.profile = Profile.of_file(directory / "profile.yaml")
         self.listings = _read_universe(directory / "universe.csv")
         self.actions = _read_actions(directory / "actions.csv")
+        self.overrides = _read_overrides(directory / "overrides.csv")
         self._histories: dict[tuple[str, str], BarHistory | None] = {}
         self._built: dict[tuple[str, int], tuple[Bars, Bars]] = {}
 
@@ -321,7 +323,7 @@ class Market:
     def grid(self, symbol: str) -> Grid:
         """The sessions of the exchange that lists ``symbol``."""
         listing = self.listing(symbol) or Listing(symbol)
-        return grid_of(calendar_of(listing.exchange))
+        return grid_of(calendar_of(listing.exchange), self.overrides)
 
     def seen(self, symbol: str, interval: str, now_us: int) -> Seen:
         """The bars of ``symbol`` as known at ``now_us``: of their own file, else built from the minutes."""
@@ -443,6 +445,11 @@ def _read_universe(path: Path) -> dict[str, Listing]:
         calendar_of(listing.exchange)
         listings[listing.symbol] = listing
     return listings
+
+
+def _read_overrides(path: Path) -> tuple[SessionOverride, ...]:
+    """Sessions that the libraries do not know, in the form of MDP_CALENDAR_OVERRIDES. The exchange knew them all along."""
+    return parse_overrides(path.read_text(encoding="utf-8")) if path.exists() else ()
 
 
 def _read_actions(path: Path) -> dict[str, list[Action]]:

@@ -74,7 +74,9 @@ class SampleReport:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Minutes:
+class Minutes:
+    """Minutes of one symbol, pre- and post-market included; ``bounds``: the sessions that they fill."""
+
     opened_at: Int64s
     ohlcv: Float64s
     bounds: SessionBounds
@@ -95,19 +97,19 @@ def write_sample(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InvalidInputError(f"{str(directory)!r} is not an empty directory: expected a new or empty one")
     cast = _cast(symbols)
-    grown = {member.symbol: _minutes(member, seed=seed, start=start, end=end) for member in cast}
+    grown = {member.symbol: minutes_of(member, seed=seed, start=start, end=end) for member in cast}
     (directory / "1m").mkdir(parents=True)
     for member in cast:
         minutes = grown[member.symbol]
         path = directory / "1m" / f"{file_name(member.symbol)}.csv"
-        path.write_text(_as_csv(minutes, decimals=2, correct=member.tier == "T0"), encoding="ascii")
-    _write_rows(
+        path.write_text(as_csv(minutes, decimals=2, correct=member.tier == "T0"), encoding="ascii")
+    write_rows(
         directory / "universe.csv",
         "symbol,exchange,tier,asset_type",
         [f"{m.symbol},{m.exchange},{m.tier},{m.asset_type}" for m in cast],
     )
     actions = _actions(grown)
-    _write_rows(directory / "actions.csv", "symbol,kind,session_date,value,currency", actions)
+    write_rows(directory / "actions.csv", "symbol,kind,session_date,value,currency", actions)
     faults = _faults(grown)
     (directory / "faults.yaml").write_text(
         "# What goes wrong in the demo. All of it heals when it is asked for again: see docs/simulator.md.\n"
@@ -123,7 +125,7 @@ def _cast(count: int) -> list[SampleSymbol]:
     return [*CAST[:count], *extras]
 
 
-def _minutes(member: SampleSymbol, *, seed: int, start: date, end: date) -> _Minutes:
+def minutes_of(member: SampleSymbol, *, seed: int, start: date, end: date) -> Minutes:
     """A geometric random walk on the minutes of the exchange's sessions: livelier, and with more volume, near open and close."""
     # By name and not by position: a symbol keeps its history whatever else is in the sample.
     chance = np.random.default_rng([seed, crc32(member.symbol.encode())])
@@ -147,7 +149,7 @@ def _minutes(member: SampleSymbol, *, seed: int, start: date, end: date) -> _Min
     ends_a_session = np.isin(opened_at, opens) | np.isin(opened_at, closes - 60)
     # The opening and the closing auction print even where nothing trades in between.
     traded = ends_a_session | (chance.random(len(opened_at)) >= member.empty_share)
-    return _Minutes(opened_at[traded], np.vstack([ohlc, volume])[:, traded], bounds)
+    return Minutes(opened_at[traded], np.vstack([ohlc, volume])[:, traded], bounds)
 
 
 def _walk(chance: np.random.Generator, member: SampleSymbol, liveliness: Float64s, *, new_session: Float64s) -> Float64s:
@@ -177,7 +179,7 @@ def _extended(opened_at: Int64s, place: Int64s, bounds: SessionBounds, minutes: 
     return stamps[order], places[order]
 
 
-def _as_csv(minutes: _Minutes, *, decimals: int, correct: bool) -> str:
+def as_csv(minutes: Minutes, *, decimals: int, correct: bool) -> str:
     """The file. ``correct``: the volume of each session's first minute is corrected the next morning, as Yahoo's is."""
     stamps = np.datetime_as_string(minutes.opened_at.astype("datetime64[s]"))
     opens = dict.fromkeys(minutes.bounds.opens_at.tolist()) if correct else {}
@@ -195,11 +197,12 @@ def _iso(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _write_rows(path: Path, header: str, rows: Sequence[str]) -> None:
+def write_rows(path: Path, header: str, rows: Sequence[str]) -> None:
+    """A CSV file of a data directory."""
     path.write_text("\n".join([header, *rows]) + "\n", encoding="ascii")
 
 
-def _actions(grown: dict[str, _Minutes]) -> list[str]:
+def _actions(grown: dict[str, Minutes]) -> list[str]:
     """A split and a dividend late in the range. The bars are already on the new basis, as Yahoo's are after a split."""
     planned = [("NOVA", "split", 4.0, ""), ("INDX", "dividend", 1.45, "USD")]
     rows = []
@@ -211,7 +214,7 @@ def _actions(grown: dict[str, _Minutes]) -> list[str]:
     return rows
 
 
-def _faults(grown: dict[str, _Minutes]) -> list[dict[str, object]]:
+def _faults(grown: dict[str, Minutes]) -> list[dict[str, object]]:
     """One fault of each common kind. Those that replace an answer come first; each strikes once, so asking again heals it."""
     whole_answers: list[tuple[str, dict[str, object]]] = [
         ("ORBT", {"action": "status", "code": 429, "retry_after": 1}),
