@@ -44,6 +44,7 @@ from market_data_pipeline.storage.bulk import CandleWriter
 from market_data_pipeline.storage.candles import CandleReader
 from market_data_pipeline.storage.derive import CandleDeriver
 from market_data_pipeline.storage.health import HealthBook
+from market_data_pipeline.storage.jobs import JobQueue
 from market_data_pipeline.storage.ledger import Ledger
 from market_data_pipeline.storage.universe import UniverseStore
 
@@ -130,6 +131,7 @@ def pipeline_on(engine: Engine) -> Pipeline:
         providers=providers,
         health=health,
         router=Router(settings, providers, health),
+        jobs=JobQueue(engine, settings.queue_policy),
         calendars=trading_calendar,
     )
 

@@ -22,6 +22,7 @@ from market_data_pipeline.storage.candles import CandleReader
 from market_data_pipeline.storage.database import database_url, open_engine
 from market_data_pipeline.storage.derive import CandleDeriver
 from market_data_pipeline.storage.health import HealthBook
+from market_data_pipeline.storage.jobs import JobQueue
 from market_data_pipeline.storage.ledger import Ledger
 from market_data_pipeline.storage.universe import UniverseStore
 
@@ -110,6 +111,7 @@ def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
                 health=health,
                 budget=budget,
                 router=Router(settings, providers, health),
+                jobs=JobQueue(engine, settings.queue_policy),
                 calendars=calendars_of(settings),
             )
             # Not where the block raised: the database may be what is gone, and a second's health is no reason to hide that.

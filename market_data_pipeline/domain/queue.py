@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.universe import Tier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
+
+# As sql/0007_jobs.sql has it. No "/": what was refused is called refused/12 among the dead letters.
+JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+# Of a job whose leases lapsed, the next batch is this many times smaller for each lapse: poison is alone before it is dead.
+SMALLER_BATCHES = 4
+LONGEST_RETRY_SECONDS = 3600.0
 
 
 class JobKind(StrEnum):
@@ -47,6 +55,11 @@ class NewJob:
     source: str
     priority: int = 0
     ready_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an id that the table would refuse: there it would take the whole batch with it."""
+        if not JOB_ID.fullmatch(self.job_id):
+            raise InvalidInputError(f"{self.job_id!r} is no job id: expected 1-128 letters, digits and . _ : -")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +110,93 @@ class QueuePolicy:
     lease_seconds: float = 120.0
     most_attempts: int = 5
     retry_seconds: float = 15.0
+
+    def retry_wait(self, attempts: int) -> float:
+        """Seconds until a job that failed after so many leases is tried again; never more than an hour."""
+        return float(min(self.retry_seconds * 2.0 ** min(attempts - 1, 32), LONGEST_RETRY_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as it stands in the table: what was submitted, how it did so far, and who has it."""
+
+    job_id: str
+    kind: JobKind
+    tier: Tier
+    priority: int
+    dedupe_key: str
+    payload: Mapping[str, Any]
+    source: str
+    state: JobState
+    attempts: int
+    lapses: int
+    ready_at: datetime
+    leased_by: str | None
+    leased_until: datetime | None
+    reason: str | None
+    result: Mapping[str, Any] | None
+    replays: int
+    enqueued_at: datetime
+    leased_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many jobs of a tier and kind are in a state, and since when the oldest is: seconds, by the database's clock."""
+
+    tier: Tier
+    kind: JobKind
+    state: JobState
+    jobs: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """Submitted jobs, sorted: into the queue, known already, or turned away with the reason."""
+
+    accepted: tuple[NewJob, ...]
+    duplicates: int
+    turned_away: Mapping[str, str]
+
+
+def sort_submitted(
+    jobs: Sequence[NewJob], *, known_ids: Collection[str], open_keys: Collection[str], room: Mapping[Tier, int]
+) -> Sorted:
+    """Who of ``jobs`` may enter, in their order: no id twice, no key twice among the open ones, no more of a tier than its room.
+
+    A job that does not enter takes nothing from those after it, neither its id nor its key nor room.
+    """
+    ids, keys, left = set(known_ids), set(open_keys), dict(room)
+    accepted: list[NewJob] = []
+    turned_away: dict[str, str] = {}
+    duplicates = 0
+    for job in jobs:
+        if job.job_id in ids or job.dedupe_key in keys:
+            duplicates += 1
+        elif job.job_id in turned_away:
+            duplicates += 1  # the same job twice in one batch: one reason says it all
+        elif left.get(job.tier, 0) <= 0:
+            turned_away[job.job_id] = f"the queue of {job.tier} is full; what is missing is derived from the ledger again"
+        else:
+            accepted.append(job)
+            ids.add(job.job_id)
+            keys.add(job.dedupe_key)
+            left[job.tier] -= 1
+    return Sorted(tuple(accepted), duplicates, turned_away)
+
+
+def batch_size(lapses: Sequence[int], *, limit: int, most_attempts: int) -> int:
+    """How many of the next jobs, whose leases lapsed so often, may be given to one worker.
+
+    A job that kills its workers takes those it shares a batch with along: their leases lapse too. So for each lapse of one of its
+    jobs a batch is a fourth of the size, and a job that has one lease left is alone: the innocent end, and only poison dies.
+    """
+    size = limit
+    for place, lapsed in enumerate(lapses):
+        allowed = 1 if lapsed and lapsed >= most_attempts - 1 else max(limit // SMALLER_BATCHES**lapsed, 1)
+        if place >= min(size, allowed):
+            return place
+        size = min(size, allowed)
+    return min(size, len(lapses))

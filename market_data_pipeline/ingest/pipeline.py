@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.storage.candles import CandleReader
     from market_data_pipeline.storage.derive import CandleDeriver
     from market_data_pipeline.storage.health import HealthBook
+    from market_data_pipeline.storage.jobs import JobQueue
     from market_data_pipeline.storage.ledger import Ledger
     from market_data_pipeline.storage.universe import UniverseStore
 
@@ -43,6 +44,7 @@ class Pipeline:
     providers: Mapping[str, Provider]
     health: HealthBook
     router: Router
+    jobs: JobQueue
     calendars: Callable[[str], TradingCalendar]
     budget: Budget | None = None
 
