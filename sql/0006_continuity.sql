@@ -70,3 +70,38 @@ create table trading_halts (
 );
 create unique index trading_halts_current on trading_halts (symbol_id, calendar, starts_at, source) nulls not distinct where known_to is null;
 create index trading_halts_by_time on trading_halts (starts_at) where known_to is null;
+
+-- Which tier a symbol had from which version of the universe on, until its next row: a tiering can be reproduced. Kept by a trigger,
+-- so that no way of changing a tier forgets it.
+create table symbol_tiers (
+  symbol_id    int4 not null references symbol_universe,
+  version_id   int4 not null references universe_versions,
+  tier         text not null check (tier in ('T0', 'T1', 'T2')),
+  primary key (symbol_id, version_id)
+);
+insert into symbol_tiers select symbol_id, version_id, tier from symbol_universe;
+create function keep_new_tiers() returns trigger language plpgsql as $$
+begin
+  insert into symbol_tiers select symbol_id, version_id, tier from new_rows;
+  return null;
+end $$;
+create function keep_changed_tiers() returns trigger language plpgsql set enable_nestloop = off as $$
+begin
+  insert into symbol_tiers
+  select n.symbol_id, n.version_id, n.tier from new_rows n join old_rows o using (symbol_id) where n.tier <> o.tier
+  on conflict (symbol_id, version_id) do update set tier = excluded.tier;
+  return null;
+end $$;
+create trigger keep_new_tiers after insert on symbol_universe referencing new table as new_rows
+  for each statement execute function keep_new_tiers();
+create trigger keep_changed_tiers after update on symbol_universe referencing old table as old_rows new table as new_rows
+  for each statement execute function keep_changed_tiers();
+
+-- When a symbol's newest quote was last heard from its provider, whether or not it was news: without it, a quote that does not
+-- change cannot be told from one that nobody asks for. One row a symbol and provider, written every few seconds.
+create table quotes_confirmed (
+  symbol_id    int4 not null references symbol_universe,
+  provider     text not null,
+  confirmed_at timestamptz not null,
+  primary key (symbol_id, provider)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import getpass
+from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from market_data_pipeline.cli.dagster_client import DagsterClient, DagsterRefusedError, WebserverUnreachableError
-from market_data_pipeline.cli.output import json_option, note, print_json, print_table
-from market_data_pipeline.cli.parameters import SESSION, SYMBOL, tier_option
+from market_data_pipeline.cli.output import MOST_ROWS, json_option, note, print_json, print_table
+from market_data_pipeline.cli.parameters import INSTANT, SESSION, SYMBOL, tier_option
 from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Grain, PartitionPlan, changes, day_in_the_east, plan_partitions
 from market_data_pipeline.domain.runs import RECONCILE
+from market_data_pipeline.domain.tiers import TierPolicy, why
 from market_data_pipeline.domain.universe import Tier
 
 # Names in one line of a message; --json has them all.
@@ -24,10 +27,11 @@ MOST_NAMED = 20
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import date
+    from datetime import date, datetime
 
     from market_data_pipeline.domain.universe import Instrument, UniverseEntry
     from market_data_pipeline.ingest.pipeline import Pipeline
+    from market_data_pipeline.ingest.tiers import Tiering
     from market_data_pipeline.storage.universe import UniverseLoadReport
 
 
@@ -148,6 +152,63 @@ def show(*, symbol: str, as_json: bool) -> None:
         return
     row["aliases"] = ", ".join(f"{provider}: {alias}" for provider, alias in instrument.aliases.items())
     print_table([{"what": what, "value": value} for what, value in row.items()], columns=["what", "value"], title=symbol)
+
+
+@universe.command(epilog="Example: mdp universe tiers --as-of 2026-11-20 --dry-run")
+@click.option("--from-bars", "source", flag_value="bars", default="bars", help="Rank by stored daily bars first; the default.")
+@click.option("--from-file", "source", flag_value="file", help="Rank by the universe file's adv_21d and mkt_cap alone.")
+@click.option("--as-of", type=SESSION, help="The last session whose daily bars count. Default: yesterday.")
+@click.option("--known-at", type=INSTANT, help="The bars as known at this instant; to do an earlier tiering again.")
+@click.option("--dry-run", is_flag=True, help="Only say who would move.")
+@json_option
+def tiers(*, source: str, as_of: date | None, known_at: datetime | None, dry_run: bool, as_json: bool) -> None:
+    """Assign T0, T1 and T2 by liquidity, within MDP_TIER_CAPS, and record it as a version of the universe.
+
+    Liquidity is the mean of close times volume of the 21 sessions to --as-of, where daily bars of at least 11 are stored, else
+    adv_21d of the universe file (money a day), else what its mkt_cap suggests. Symbols without a figure are T2. A symbol changes
+    tier only where its rank is beyond the boundary by a tenth of the tier, or to take a free place or make room.
+    """
+    from market_data_pipeline.ingest.tiers import apply_tiers, plan_tiers  # noqa: PLC0415 - only this command needs numpy
+    from market_data_pipeline.settings import numbers_by_tier  # noqa: PLC0415 - help must not wait for pydantic
+
+    if source == "file" and (as_of or known_at):
+        raise InvalidInputError("--from-file reads no bars: expected no --as-of and no --known-at with it")
+    with opened_pipeline() as pipeline:
+        caps = {tier: int(cap) for tier, cap in numbers_by_tier(pipeline.settings.tier_caps).items()}
+        day = as_of or pipeline.clock.now().date() - timedelta(days=1)
+        tiering = plan_tiers(pipeline, TierPolicy(caps), as_of=day if source == "bars" else None, known_at=known_at)
+        report = None if dry_run else apply_tiers(pipeline, tiering, by=getpass.getuser())
+    tag = tiering.version_tag if report is None else report.version_tag
+    if as_json:
+        told = {"version_tag": tag, "is_applied": not dry_run, "as_of": tiering.as_of, "figures_sha256": tiering.digest}
+        print_json({**told, "source": tiering.source, "tiers": _tier_counts(tiering), "moves": _move_rows(tiering)})
+        return
+    verb = "would be" if dry_run else "is"
+    print_table(_tier_counts(tiering), columns=["tier", "before", "after", "cap"], title=f"{len(tiering.placings):,} symbols")
+    columns = ["symbol", "before", "after", "rank", "daily_value", "basis", "why"]
+    print_table(_move_rows(tiering), columns=columns, title=f"{len(tiering.moves):,} symbols move", most=MOST_ROWS)
+    note(f"universe {tag}: {tiering.source}; {verb} recorded, figures sha256 {tiering.digest}")
+
+
+def _tier_counts(tiering: Tiering) -> list[dict[str, Any]]:
+    before, after = (Counter(tiers) for tiers in ([p.of.tier for p in tiering.placings], [p.tier for p in tiering.placings]))
+    caps = {tier: tiering.policy.caps.get(tier) for tier in (Tier.T0, Tier.T1)}
+    return [{"tier": str(tier), "before": before[tier], "after": after[tier], "cap": caps.get(tier)} for tier in Tier]
+
+
+def _move_rows(tiering: Tiering) -> list[dict[str, Any]]:
+    return [
+        {
+            "symbol": placing.of.symbol,
+            "before": str(placing.of.tier),
+            "after": str(placing.tier),
+            "rank": placing.rank,
+            "daily_value": None if placing.of.daily_value is None else float(round(placing.of.daily_value)),
+            "basis": str(placing.of.basis),
+            "why": why(placing, tiering.policy),
+        }
+        for placing in tiering.moves
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def assign_tiers(figures: Sequence[Liquidity], policy: TierPolicy) -> list[Placi
 
 
 def _filled(pool: Sequence[Liquidity], tier: Tier, policy: TierPolicy) -> set[str]:
-    """The symbols of ``pool``, which is in order, that get the places of ``tier``; who has a better tier now counts as its member."""
+    """The symbols of ``pool``, which is in order, that get the places of ``tier``; who had a better one counts as its member."""
     cap, margin = policy.caps.get(tier, 0), policy.margin(tier)
 
     def claim(place: int) -> int:

@@ -90,6 +90,23 @@ select u.symbol_id, a.provider, a.alias
   join symbol_universe u using (symbol)
 """
 
+_RETIER = """
+update symbol_universe u
+   set tier = t.tier, version_id = %(version_id)s
+  from unnest(%(symbols)s::text[], %(tiers)s::text[]) as t (symbol, tier)
+ where u.symbol = t.symbol
+"""
+
+# Of each symbol that was in the universe by then, whether it was active or not.
+_TIERS_AT = """
+select distinct on (u.symbol) u.symbol, t.tier
+  from symbol_tiers t join symbol_universe u using (symbol_id)
+ where t.version_id <= (select version_id from universe_versions where version_tag = %(tag)s)
+ order by u.symbol, t.version_id desc
+"""
+
+_VERSION_EXISTS = "select exists (select from universe_versions where version_tag = %(tag)s)"
+
 _VERSIONS = """
 select version_id, version_tag, source, source_sha256, symbols, added, changed, deactivated, loaded_by, loaded_at
   from universe_versions
@@ -173,27 +190,18 @@ class UniverseStore:
             named = {e.symbol for e in entries}
             absent = tuple(symbol for symbol, known in stored.items() if known.active and symbol not in named)
             deactivated = absent if deactivate_absent else ()
-            tags = _tags_like(connection, version_tag)
-            if tags.get(version_tag, source_sha256) != source_sha256:
-                raise InvalidInputError(f"the version tag {version_tag!r} names another universe file already: expected a new tag")
-            if added or changed or deactivated or not tags:
-                tag = version_tag if not tags else f"{version_tag}#{len(tags) + 1}"
-                version_id = connection.exec_driver_sql(
-                    _NEW_VERSION,
-                    {
-                        "tag": tag,
-                        "source": source,
-                        "sha256": source_sha256,
-                        "symbols": len(entries),
-                        "added": len(added),
-                        "changed": len(changed),
-                        "deactivated": len(deactivated),
-                        "loaded_by": loaded_by,
-                    },
-                ).scalar_one()
+            version = {
+                "source": source,
+                "sha256": source_sha256,
+                "symbols": len(entries),
+                "added": len(added),
+                "changed": len(changed),
+                "deactivated": len(deactivated),
+                "loaded_by": loaded_by,
+            }
+            tag, version_id = _version(connection, version_tag, version)
+            if version_id is not None:
                 _save(connection, version_id, added=added, changed=changed, deactivated=deactivated)
-            else:
-                tag = version_tag if len(tags) == 1 else f"{version_tag}#{len(tags)}"
             return UniverseLoadReport(
                 version_tag=tag,
                 added=tuple(e.symbol for e in added),
@@ -202,6 +210,40 @@ class UniverseStore:
                 absent=() if deactivate_absent else absent,
                 unchanged=len(entries) - len(added) - len(changed),
             )
+
+    def retier(
+        self, tiers: Mapping[str, Tier], *, version_tag: str, source: str, source_sha256: str, loaded_by: str
+    ) -> UniverseLoadReport:
+        """Give the active symbols of ``tiers`` these tiers and leave everything else of them as it is, and record it as a version.
+
+        Tags are used as by ``load``: tiers that are so already write nothing. InvalidInputError names symbols that are not active.
+        """
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql(_ONE_LOAD_AT_A_TIME)
+            stored = _read_stored(connection, list(tiers))
+            _refuse_unknown(connection, list(tiers), stored, active_only=True)
+            changed = [symbol for symbol, tier in tiers.items() if stored[symbol].instrument.tier is not tier]
+            version = {
+                "source": source,
+                "sha256": source_sha256,
+                "symbols": len(tiers),
+                "added": 0,
+                "changed": len(changed),
+                "deactivated": 0,
+                "loaded_by": loaded_by,
+            }
+            tag, version_id = _version(connection, version_tag, version)
+            if version_id is not None and changed:
+                given = {"version_id": version_id, "symbols": changed, "tiers": [str(tiers[symbol]) for symbol in changed]}
+                connection.exec_driver_sql(_RETIER, given)
+            return UniverseLoadReport(tag, (), tuple(changed), (), (), len(tiers) - len(changed))
+
+    def tiers_at(self, version_tag: str) -> dict[str, Tier]:
+        """The tier that each symbol had once ``version_tag`` was loaded; InvalidInputError where there was no such version."""
+        with self._engine.connect() as connection:
+            if not connection.exec_driver_sql(_VERSION_EXISTS, {"tag": version_tag}).scalar_one():
+                raise InvalidInputError(f"no version of the universe is called {version_tag!r}: see the table universe_versions")
+            return {symbol: Tier(tier) for symbol, tier in connection.exec_driver_sql(_TIERS_AT, {"tag": version_tag})}
 
     def instruments(
         self, *, symbols: Sequence[str] | None = None, tier: Tier | None = None, active_only: bool = True
@@ -289,6 +331,18 @@ def _tags_like(connection: Connection, version_tag: str) -> dict[str, str]:
     """The tags that mean ``version_tag``, itself and its repeats ``#2``, ``#3``…, each with the digest of its file."""
     rows = connection.exec_driver_sql(_VERSION_TAGS, {"tag": version_tag})
     return {tag: sha256 for tag, sha256 in rows if tag == version_tag or tag[len(version_tag) + 1 :].isdigit()}
+
+
+def _version(connection: Connection, version_tag: str, version: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The tag under which a load of this content goes, and the id of its new version; None where nothing is new."""
+    tags = _tags_like(connection, version_tag)
+    if tags.get(version_tag, version["sha256"]) != version["sha256"]:
+        raise InvalidInputError(f"the version tag {version_tag!r} names another universe file already: expected a new tag")
+    if tags and not (version["added"] or version["changed"] or version["deactivated"]):
+        return version_tag if len(tags) == 1 else f"{version_tag}#{len(tags)}", None
+    tag = version_tag if not tags else f"{version_tag}#{len(tags) + 1}"
+    version_id: int = connection.exec_driver_sql(_NEW_VERSION, {"tag": tag, **version}).scalar_one()
+    return tag, version_id
 
 
 def _save(

@@ -189,3 +189,36 @@ def test_an_empty_universe_says_how_to_fill_it(engine: Engine) -> None:
         InvalidInputError, match="unknown symbol 'AAPL': the universe is empty; load one with `mdp universe load FILE`"
     ):
         UniverseStore(engine).instrument("AAPL")
+
+
+def test_new_tiers_change_nothing_else_and_are_a_version_of_their_own(engine: Engine) -> None:
+    store = UniverseStore(engine)
+    load(store, [entry("AAPL", aliases={"yahoo": "AAPL.US"}, adv_21d=0.1), entry("MSFT"), entry("IBM")])
+    before = {i.symbol: i for i in store.instruments()}
+    report = store.retier(
+        {"AAPL": Tier.T0, "MSFT": Tier.T1}, version_tag="tiers", source="a rule", source_sha256="d" * 64, loaded_by="tests"
+    )
+    assert report == UniverseLoadReport("tiers", (), changed=("AAPL",), deactivated=(), absent=(), unchanged=1)
+    assert {i.symbol: i for i in store.instruments()} == {**before, "AAPL": replace(before["AAPL"], tier=Tier.T0)}
+    assert [(v.version_tag, v.source, v.symbols, v.changed) for v in store.versions()][0] == ("tiers", "a rule", 2, 1)
+
+
+def test_the_tiers_of_every_version_can_be_read_again_whatever_changed_them(engine: Engine) -> None:
+    store = UniverseStore(engine)
+    load(store, [entry("AAPL"), entry("MSFT")], "v1")
+    store.retier({"AAPL": Tier.T0}, version_tag="tiers", source="a rule", source_sha256="d" * 64, loaded_by="tests")
+    load(store, [entry("MSFT", tier=Tier.T2), entry("IBM")], "v2", deactivate_absent=True)
+    assert store.tiers_at("v1") == {"AAPL": Tier.T1, "MSFT": Tier.T1}
+    assert store.tiers_at("tiers") == {"AAPL": Tier.T0, "MSFT": Tier.T1}
+    assert store.tiers_at("v2") == {"AAPL": Tier.T0, "MSFT": Tier.T2, "IBM": Tier.T1}
+    with pytest.raises(InvalidInputError, match="'v3'"):
+        store.tiers_at("v3")
+
+
+def test_tiers_of_symbols_that_are_not_followed_are_refused(engine: Engine) -> None:
+    store = UniverseStore(engine)
+    load(store, [entry("AAPL")])
+    written = rows_written(engine)
+    with pytest.raises(InvalidInputError, match="unknown symbol 'APPL'"):
+        store.retier({"AAPL": Tier.T0, "APPL": Tier.T0}, version_tag="tiers", source="s", source_sha256="d" * 64, loaded_by="tests")
+    assert rows_written(engine) == written
