@@ -9,37 +9,50 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.jobs import MOST_BYTES, as_new_job, parse_job
 from market_data_pipeline.domain.queue import (
+    ALL_DEAD_LETTERS,
+    MOST_AT_ONCE,
+    DeadLetter,
+    DeadLetterFilter,
+    DeadStatistics,
     JobKind,
     JobRecord,
     JobState,
     Lease,
     QueueDepth,
+    RequeueReport,
     SubmitReport,
     batch_size,
+    bounded,
+    refused_number,
     sort_submitted,
 )
 from market_data_pipeline.domain.universe import Tier
+from market_data_pipeline.storage.audit import record
 from market_data_pipeline.storage.bulk import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class that psycopg2 spells in lower case
     from sqlalchemy import Engine
 
+    from market_data_pipeline.domain.jobs import Job
     from market_data_pipeline.domain.queue import NewJob, QueuePolicy
 
 # One statement takes so many in: 30 ms, for which others who submit to the tier or lease from it wait.
 SUBMITTED_AT_ONCE = 1_000
 LAPSED_AT_ONCE = 5_000
 PRUNED_AT_ONCE = 10_000
+NAMED_IN_AUDIT = 100
 
 # Any number will do that no other user of the server's advisory locks takes.
 _OPENING = int.from_bytes(hashlib.sha256(b"market_data_pipeline jobs").digest()[:8], signed=True)
@@ -104,6 +117,11 @@ update jobs
        leased_at = statement_timestamp(), leased_until = statement_timestamp() + make_interval(secs => %(seconds)s)
  where job_id = any(%(ids)s) and state = 'queued'
 returning job_id, token, kind, tier, payload, attempts, leased_until"""
+
+_HELD = """
+select job_id, token, kind, tier, payload, attempts, leased_until from jobs
+ where state = 'leased' and leased_by = %(worker)s
+ order by priority desc, enqueued_at, job_id"""
 
 # A job that is being completed is locked by whoever does that, for as long as its effect takes: it is still held, and is not waited
 # for. A crash of the server may forget the last heartbeats; to wait for its disk would buy nothing.
@@ -188,6 +206,56 @@ with old as (
 )
 delete from jobs j using old where j.job_id = old.job_id"""
 
+# A payload that comes again, from the same source, is the same dead letter.
+_REFUSE = """
+insert into refused_jobs (source, payload, payload_sha256, payload_bytes, reason)
+values (%(source)s, %(payload)s, %(sha256)s, %(bytes)s, %(reason)s)
+on conflict (source, payload_sha256) do update set reason = excluded.reason, refused_at = excluded.refused_at
+returning refused_id"""
+
+_IS_MEANT = """
+   and (%(tier)s::text is null or tier = %(tier)s) and (%(kind)s::text is null or kind = %(kind)s)
+   and (%(interval)s::text is null or payload ->> 'interval' = %(interval)s)"""
+
+_DEAD_JOBS = f"""
+select job_id, kind, tier, payload ->> 'interval', source, reason, ended_at, attempts, replays, payload, null
+  from jobs
+ where state = 'dead' and (%(job_id)s::text is null or job_id = %(job_id)s) {_IS_MEANT}"""  # noqa: S608 - text of ours
+
+_REFUSED_JOBS = """
+select 'refused/' || refused_id, 'refused', null, null, source, reason, refused_at, 0, 0, payload, payload_bytes
+  from refused_jobs
+ where %(refused_id)s::int8 is null or refused_id = %(refused_id)s"""
+
+_LOCK, _LOCK_ONE = " for update skip locked", " for update"
+_OLDEST_DEAD = " order by ended_at, job_id limit %(limit)s"
+_NEWEST_DEAD = " order by ended_at desc, job_id limit %(limit)s"
+_OLDEST_REFUSED = " order by refused_at, refused_id limit %(limit)s"
+_NEWEST_REFUSED = " order by refused_at desc, refused_id limit %(limit)s"
+
+# As if it had been submitted now: it may have a key of a newer release, and stands behind those that waited meanwhile.
+_REQUEUE = """
+update jobs j
+   set state = 'queued', attempts = 0, lapses = 0, reason = null, ended_at = null, replays = replays + 1,
+       dedupe_key = k.dedupe_key, payload = k.payload::jsonb, priority = k.priority,
+       enqueued_at = clock_timestamp(), ready_at = clock_timestamp()
+  from unnest(%(job_id)s::text[], %(dedupe_key)s::text[], %(payload)s::text[], %(priority)s::int4[])
+    as k (job_id, dedupe_key, payload, priority)
+ where j.job_id = k.job_id and j.state = 'dead'"""
+
+_FORGET_REFUSED = "delete from refused_jobs where refused_id = any(%(ids)s)"
+_FORGET_DEAD = "delete from jobs where job_id = any(%(ids)s) and state = 'dead'"
+
+_OLD = " and ended_at < statement_timestamp() - %(older_than)s::interval"
+_OLD_REFUSED = " and refused_at < statement_timestamp() - %(older_than)s::interval"
+
+_DEAD_STATISTICS = """
+select tier, kind, payload ->> 'interval', count(*), min(ended_at), max(ended_at), count(*) filter (where replays > 0)
+  from jobs where state = 'dead' group by 1, 2, 3
+union all
+select null, 'refused', null, count(*), min(refused_at), max(refused_at), 0 from refused_jobs having count(*) > 0
+ order by 1, 2, 3"""
+
 _RECOUNT = """
 update job_dispatch d
    set queued = k.found
@@ -236,14 +304,8 @@ class JobQueue:
         ((ids, keys),) = cursor.fetchall()
         told = sort_submitted(jobs, known_ids=ids, open_keys=keys, room=room)
         if told.accepted:
-            text_of = {id(job): text for job, text in zip(jobs, texts, strict=True)}
-            rows = [
-                (j.job_id, j.kind, j.tier, j.priority, j.dedupe_key, text_of[id(j)], j.source, j.ready_at) for j in told.accepted
-            ]
-            names = ("job_id", "kind", "tier", "priority", "dedupe_key", "payload", "source", "ready_at")
-            cursor.execute(
-                _INSERT, {name: list(map(_plain, column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-            )
+            text_of = dict(zip((job.job_id for job in reversed(jobs)), reversed(texts), strict=True))
+            cursor.execute(_INSERT, _columns(told.accepted, text_of))
             self._count(cursor, Counter(job.tier for job in told.accepted))
         return SubmitReport(len(told.accepted), told.duplicates, told.turned_away)
 
@@ -295,6 +357,18 @@ class JobQueue:
             Lease(job_id, token, JobKind(kind), Tier(of), payload, attempts, until)
             for job_id, token, kind, of, payload, attempts, until in found
         ]
+
+    def held(self, worker: str) -> list[Lease]:
+        """What ``worker`` was leased and has neither ended nor lost, in the order in which it was given out.
+
+        For a worker that was leased its jobs by somebody else: a Dagster run by the sensor that asked for it.
+        """
+        with transaction(self._engine) as cursor:
+            cursor.execute(_HELD, {"worker": worker})
+            return [
+                Lease(job_id, token, JobKind(kind), Tier(of), payload, attempts, until)
+                for job_id, token, kind, of, payload, attempts, until in cursor.fetchall()
+            ]
 
     def heartbeat(self, leases: Sequence[Lease]) -> frozenset[str]:
         """Hold on for another ``lease_seconds``; the ids of the jobs that are still held. The others belong to somebody else."""
@@ -403,6 +477,189 @@ class JobQueue:
             cursor.execute(_JOBS, named)
             return [_record(row) for row in cursor.fetchall()]
 
+    # --- dead letters --------------------------------------------------------------------------------------------------
+
+    def refuse(self, source: str, payload: str | bytes, reason: str) -> int:
+        """Keep what ``source`` sent and nobody can read as a job, with the reason; its number: it is the dead letter refused/NUMBER.
+
+        The same payload from the same source again is the same letter. Of one longer than any job the beginning is kept.
+        """
+        raw = payload if isinstance(payload, bytes) else payload.encode("utf-8", "surrogatepass")
+        kept = raw[:MOST_BYTES].decode("utf-8", "replace")
+        given = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "payload": storable(kept)}
+        with transaction(self._engine) as cursor:
+            cursor.execute(_REFUSE, {"source": source, "reason": storable(reason), **given})
+            ((refused_id,),) = cursor.fetchall()
+        return int(refused_id)
+
+    def dead_letters(self, meant: DeadLetterFilter = ALL_DEAD_LETTERS, *, limit: int) -> list[DeadLetter]:
+        """At most ``limit`` of what waits for a person, the newest first."""
+        with transaction(self._engine) as cursor:
+            found = self._dead(cursor, meant, limit, jobs=_NEWEST_DEAD, refused=_NEWEST_REFUSED)
+        return sorted(found, key=lambda letter: letter.since, reverse=True)[:limit]
+
+    def dead_letter(self, letter_id: str) -> DeadLetter | None:
+        """The dead letter called so: the id of a dead job, or refused/NUMBER."""
+        with transaction(self._engine) as cursor:
+            return self._letter(cursor, letter_id)
+
+    def dead_statistics(self) -> list[DeadStatistics]:
+        """How many dead letters there are by tier, kind and interval."""
+        with transaction(self._engine) as cursor:
+            cursor.execute(_DEAD_STATISTICS)
+            return [DeadStatistics(None if tier is None else Tier(tier), *rest) for tier, *rest in cursor.fetchall()]
+
+    def requeue(self, letter_id: str, *, actor: str) -> RequeueReport:
+        """Try a dead letter again, judged anew and with all its attempts; asking twice requeues once.
+
+        Left as it is, with the reason: what is queued, leased or done already, what can still not be read as a job, and what its
+        queue has no room for. InvalidInputError for an id that nothing has.
+        """
+        with transaction(self._engine) as cursor:
+            room = self._opening(cursor)
+            letter = self._letter(cursor, letter_id, lock=True)
+            report = self._why_not(cursor, letter_id) if letter is None else self._replay(cursor, [letter], room)
+            record(cursor, actor, "dlq.requeue", letter_id, _told(report))
+        return report
+
+    def requeue_all(
+        self,
+        *,
+        tier: Tier | None,
+        limit: int,
+        actor: str,
+        kind: str | None = None,
+        interval: str | None = None,
+        is_dry_run: bool = False,
+    ) -> RequeueReport:
+        """Try up to ``limit`` dead letters again, the oldest first, as ``requeue`` does each; None for any.
+
+        A dry run says what would become of them and changes nothing. InvalidInputError for more than ``MOST_AT_ONCE``.
+        """
+        meant = DeadLetterFilter(tier, kind, interval)
+        with transaction(self._engine) as cursor:
+            room = self._opening(cursor)
+            letters = self._dead(cursor, meant, bounded(limit), jobs=_OLDEST_DEAD + _LOCK, refused=_OLDEST_REFUSED + _LOCK)[:limit]
+            report = self._replay(cursor, letters, room, is_dry_run=is_dry_run)
+            if not is_dry_run:
+                record(cursor, actor, "dlq.requeue_all", _words(meant), {"limit": limit, **_told(report)})
+        return report
+
+    def delete(self, letter_id: str, *, actor: str) -> DeadLetter:
+        """Forget a dead letter for good; what it was. InvalidInputError where there is none of this name: nothing else is deleted."""
+        with transaction(self._engine) as cursor:
+            letter = self._letter(cursor, letter_id, lock=True)
+            if letter is None:
+                why = self._why_not(cursor, letter_id).left[letter_id]
+                raise InvalidInputError(f"{letter_id} {why}: only dead letters can be deleted, see `mdp dlq list`")
+            self._forget(cursor, [letter])
+            detail = {"kind": letter.kind, "tier": letter.tier, "interval": letter.interval, "source": letter.source}
+            record(cursor, actor, "dlq.delete", letter_id, detail)
+        return letter
+
+    def purge(
+        self,
+        *,
+        older_than: timedelta,
+        actor: str,
+        meant: DeadLetterFilter = ALL_DEAD_LETTERS,
+        limit: int = MOST_AT_ONCE,
+        is_dry_run: bool = False,
+    ) -> tuple[str, ...]:
+        """Forget dead letters that are older, the oldest first; which. A dry run says which and changes nothing."""
+        old = {"older_than": older_than}
+        with transaction(self._engine) as cursor:
+            jobs, refused = _OLD + _OLDEST_DEAD + _LOCK, _OLD_REFUSED + _OLDEST_REFUSED + _LOCK
+            letters = self._dead(cursor, meant, bounded(limit), jobs=jobs, refused=refused, **old)[:limit]
+            if not is_dry_run:
+                self._forget(cursor, letters)
+                detail = {
+                    "older_than_days": older_than / timedelta(days=1),
+                    "purged": _some(letter.letter_id for letter in letters),
+                }
+                record(cursor, actor, "dlq.purge", _words(meant), detail)
+        return tuple(letter.letter_id for letter in letters)
+
+    def _opening(self, cursor: Cursor) -> dict[Tier, int]:
+        """From now on nobody else makes a job open; how many more each tier takes."""
+        cursor.execute(_OPEN, {"opening": _OPENING})
+        return self._room(cursor, set(Tier))
+
+    def _dead(
+        self, cursor: Cursor, meant: DeadLetterFilter, limit: int, *, jobs: str, refused: str, **more: object
+    ) -> list[DeadLetter]:
+        """Dead jobs, then what was refused; up to ``limit`` of each. ``jobs`` and ``refused`` end the statements."""
+        named = {**asdict(meant), "tier": _plain(meant.tier), "limit": limit, "job_id": None, "refused_id": None, **more}
+        found: list[DeadLetter] = []
+        if meant.takes_jobs:
+            cursor.execute(_DEAD_JOBS + jobs, named)
+            found += map(_letter, cursor.fetchall())
+        if meant.takes_refused:
+            cursor.execute(_REFUSED_JOBS + refused, named)
+            found += map(_letter, cursor.fetchall())
+        return found
+
+    def _letter(self, cursor: Cursor, letter_id: str, *, lock: bool = False) -> DeadLetter | None:
+        number, suffix = refused_number(letter_id), _LOCK_ONE if lock else ""
+        if number is None:
+            named = {"job_id": storable(letter_id), "tier": None, "kind": None, "interval": None}
+            cursor.execute(_DEAD_JOBS + suffix, named)
+        else:
+            cursor.execute(_REFUSED_JOBS + suffix, {"refused_id": number})
+        found = cursor.fetchone()
+        return None if found is None else _letter(found)
+
+    def _why_not(self, cursor: Cursor, letter_id: str) -> RequeueReport:
+        """Why ``letter_id`` is no dead letter; InvalidInputError where nothing has this id."""
+        if refused_number(letter_id) is not None:
+            return RequeueReport(left={letter_id: "is not among the dead letters: it was requeued or deleted before"})
+        cursor.execute(_STATE, {"job_id": storable(letter_id)})
+        found = cursor.fetchone()
+        if found is None:
+            raise InvalidInputError(f"no dead letter and no job is called {letter_id!r}: see `mdp dlq list`")
+        return RequeueReport(left={letter_id: f"is {found[0]} already"})
+
+    def _replay(
+        self, cursor: Cursor, letters: Sequence[DeadLetter], room: Mapping[Tier, int], *, is_dry_run: bool = False
+    ) -> RequeueReport:
+        left: dict[str, str] = {}
+        names: dict[str, str] = {}
+        judged: list[NewJob] = []
+        for letter in letters:
+            try:
+                job = as_new_job(_read_again(letter), source=letter.source)
+            except InvalidInputError as wrong:
+                left[letter.letter_id] = f"still cannot be carried out: {wrong}"
+                continue
+            judged.append(job)
+            names.setdefault(job.job_id, letter.letter_id)
+            if names[job.job_id] != letter.letter_id:
+                left[letter.letter_id] = f"is {names[job.job_id]} again"
+        # A dead job's own id is known, and is no reason to leave it.
+        ids = [job.job_id for job in judged if names[job.job_id] != job.job_id]
+        cursor.execute(_KNOWN, {"ids": ids, "keys": [job.dedupe_key for job in judged]})
+        ((known, open_keys),) = cursor.fetchall()
+        told = sort_submitted(judged, known_ids=known, open_keys=open_keys, room=room)
+        entered = {job.job_id for job in told.accepted}
+        for job_id, name in names.items():
+            if job_id not in entered:
+                already = f"a job called {job_id} is there already" if job_id in known else "another job that does the same is open"
+                left[name] = told.turned_away.get(job_id, already)
+        if told.accepted and not is_dry_run:
+            own = [job for job in told.accepted if names[job.job_id] == job.job_id]
+            read = [job for job in told.accepted if names[job.job_id] != job.job_id]
+            texts = {job.job_id: _json_of(job.payload, job.job_id) for job in told.accepted}
+            cursor.execute(_REQUEUE, _columns(own, texts))
+            cursor.execute(_INSERT, _columns(read, texts))
+            cursor.execute(_FORGET_REFUSED, {"ids": [refused_number(names[job.job_id]) for job in read]})
+            self._count(cursor, Counter(job.tier for job in told.accepted))
+        return RequeueReport(tuple(names[job.job_id] for job in told.accepted), left)
+
+    def _forget(self, cursor: Cursor, letters: Sequence[DeadLetter]) -> None:
+        numbers = [refused_number(letter.letter_id) for letter in letters]
+        cursor.execute(_FORGET_DEAD, {"ids": [letter.letter_id for letter in letters if refused_number(letter.letter_id) is None]})
+        cursor.execute(_FORGET_REFUSED, {"ids": [number for number in numbers if number is not None]})
+
     # --- kept in order -------------------------------------------------------------------------------------------------
 
     def prune_done(self, older_than: timedelta) -> int:
@@ -447,6 +704,20 @@ def _json_of(value: Mapping[str, Any], job_id: str) -> str:
     return text
 
 
+def _columns(jobs: Sequence[NewJob], texts: Mapping[str, str]) -> dict[str, list[Any]]:
+    """The columns of ``jobs`` as arrays. ``texts``: their payloads as JSON, by id."""
+    return {
+        "job_id": [job.job_id for job in jobs],
+        "kind": [str(job.kind) for job in jobs],
+        "tier": [str(job.tier) for job in jobs],
+        "priority": [job.priority for job in jobs],
+        "dedupe_key": [job.dedupe_key for job in jobs],
+        "payload": [texts[job.job_id] for job in jobs],
+        "source": [job.source for job in jobs],
+        "ready_at": [job.ready_at for job in jobs],
+    }
+
+
 def _named(leases: Sequence[Lease]) -> dict[str, list[Any]]:
     return {"ids": [lease.job_id for lease in leases], "tokens": [lease.token for lease in leases]}
 
@@ -454,3 +725,30 @@ def _named(leases: Sequence[Lease]) -> dict[str, list[Any]]:
 def _record(row: Sequence[Any]) -> JobRecord:
     job_id, kind, tier, priority, key, payload, source, state, *rest = row
     return JobRecord(job_id, JobKind(kind), Tier(tier), priority, key, payload, source, JobState(state), *rest)
+
+
+def _letter(row: Sequence[Any]) -> DeadLetter:
+    letter_id, kind, tier, *rest = row
+    return DeadLetter(letter_id, kind, None if tier is None else Tier(tier), *rest)
+
+
+def _read_again(letter: DeadLetter) -> Job:
+    """The job in it, by the rules of today."""
+    kept = letter.payload
+    if isinstance(kept, str) and letter.payload_bytes is not None and letter.payload_bytes > MOST_BYTES:
+        raise InvalidInputError(f"of its {letter.payload_bytes:,} bytes only the first {MOST_BYTES:,} were kept: no job is so long")
+    return parse_job(kept)
+
+
+def _told(report: RequeueReport) -> dict[str, Any]:
+    return {"requeued": _some(report.requeued), "left": _some(report.left)}
+
+
+def _some(ids: Iterable[str]) -> dict[str, Any]:
+    """How many, and the names of the first: an entry of the audit log stays readable."""
+    named = list(ids)
+    return {"count": len(named), "first": named[:NAMED_IN_AUDIT]}
+
+
+def _words(meant: DeadLetterFilter) -> str:
+    return " ".join(f"{name}={value}" for name, value in asdict(meant).items() if value is not None) or "all"
