@@ -12,7 +12,8 @@ alter table coverage
 alter table coverage
   add column absent int2 not null generated always as (
     expected - bit_count(present)::int2 - bit_count(confirmed_empty)::int2 - coalesce(bit_count(halted), 0)::int2) stored;
-create index coverage_gaps on coverage (next_attempt_at) where absent > 0 and next_attempt_at is not null;
+-- Everything that lacks something, given up included (null comes last): what is missing now is read here, not from all rows.
+create index coverage_gaps on coverage (next_attempt_at) where absent > 0;
 create index coverage_rechecks on coverage (recheck_at) where recheck_at is not null;
 
 -- Why slots are taken for empty or halted: one row a decision, never changed. A bar that comes after all is present; the row stays.

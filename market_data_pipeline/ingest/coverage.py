@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from market_data_pipeline.domain.coverage import VERDICTS, Verdict, runs, tally, verdict_codes
+from market_data_pipeline.domain.coverage import VERDICTS, Verdict, runs, verdict_codes
 from market_data_pipeline.ingest.grid import Grid
+from market_data_pipeline.ingest.overview import verdict_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
 
-# Instruments whose ledger rows are held in memory at a time.
+# Instruments whose ledger rows are held in memory at a time; those only counted have an array a session.
 _AT_ONCE = 200
+_COUNTED_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
 
 def listed(instrument: Instrument, grid: Grid) -> Bools:
     """One element a bar: whether the instrument existed in its session."""
-    if instrument.active_from is None and instrument.active_to is None:
+    if instrument.is_always_listed:
         return np.ones(len(grid.opened_at), bool)
     return np.repeat(np.array([instrument.listed_on(session) for session in grid.sessions], bool), grid.lengths)
 
@@ -123,10 +125,15 @@ def coverage_report(
     instruments: Sequence[Instrument], intervals: Sequence[Interval], first: date, last: date, *, pipeline: Pipeline
 ) -> Iterator[CoverageLine]:
     """One line per instrument and interval, every expected bar of [first, last] counted under exactly one verdict."""
-    for instrument, interval, grid, masks, _ in _laid_over(instruments, intervals, first, last, pipeline):
-        now = int(pipeline.clock.now().timestamp())
-        counts = tally(codes_of(pipeline, instrument, interval, grid, masks, now=now))
-        yield CoverageLine(instrument.symbol, interval, first, last, len(grid), len(grid.opened_at), counts)
+    for interval in intervals:
+        grids = {name: Grid.of(pipeline.calendars(name), interval, first, last) for name in {i.calendar for i in instruments}}
+        for at in range(0, len(instruments), _COUNTED_AT_ONCE):
+            chunk = instruments[at : at + _COUNTED_AT_ONCE]
+            cells = verdict_cells(chunk, interval, first, last, pipeline=pipeline, grids=grids)
+            for place, instrument in enumerate(chunk):
+                counts = dict(zip(VERDICTS, cells.bars[:, place, 0].tolist(), strict=True))
+                grid = grids[instrument.calendar]
+                yield CoverageLine(instrument.symbol, interval, first, last, len(grid), len(grid.opened_at), counts)
 
 
 def gap_windows(
