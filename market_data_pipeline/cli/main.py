@@ -43,6 +43,7 @@ COMMANDS = {
     "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
     "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),
     "providers": _Entry("providers:providers", "Show, probe and reset the providers."),
+    "consume": _Entry("consume:consume", "Take the jobs of a Rate-Limit Coordinator from Redis into the queue."),
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
     "sample": _Entry("simulate:sample", "Generate realistic sample data for the simulator."),
     "drill": _Entry("drill:drill", "Let simulated providers fail and show what becomes of a backfill."),
