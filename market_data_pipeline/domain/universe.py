@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -91,7 +91,11 @@ class UniverseEntry:
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """A symbol as the database knows it. ``active_from`` and ``active_to`` are inclusive session dates, None for open."""
+    """A symbol as the database knows it.
+
+    ``active_from`` and ``active_to``, as the universe file says, and ``listed_from`` and ``listed_to``, as ``domain.listing``
+    infers, are inclusive session dates, None for open. ``is_unknown``: no provider has ever known it.
+    """
 
     symbol_id: int
     symbol: str
@@ -105,11 +109,31 @@ class Instrument:
     active_from: date | None = None
     active_to: date | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    listed_from: date | None = None
+    listed_to: date | None = None
+    is_unknown: bool = False
 
     def name_at(self, provider: str) -> str:
         """What ``provider`` calls this symbol."""
         return self.aliases.get(provider, self.symbol)
 
     def listed_on(self, session: date) -> bool:
-        """Whether the instrument existed on ``session``."""
-        return (self.active_from is None or self.active_from <= session) and (self.active_to is None or session <= self.active_to)
+        """Whether the instrument existed on ``session``, by the universe file and by the evidence: only what both allow."""
+        begins = (self.active_from, self.listed_from)
+        ends = (self.active_to, self.listed_to)
+        return not (
+            self.is_unknown
+            or any(first is not None and session < first for first in begins)
+            or any(last is not None and session > last for last in ends)
+        )
+
+    @property
+    def as_filed(self) -> Instrument:
+        """As the universe file alone has it: what may be asked for on purpose."""
+        return replace(self, listed_from=None, listed_to=None, is_unknown=False)
+
+    @property
+    def is_always_listed(self) -> bool:
+        """Nothing says that there is a session in which it did not exist."""
+        bounds = (self.active_from, self.active_to, self.listed_from, self.listed_to)
+        return not self.is_unknown and all(bound is None for bound in bounds)

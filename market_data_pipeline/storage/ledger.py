@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.healing import after_failure, held_back, postponed
-from market_data_pipeline.storage.bulk import bits, ledger_row, lock_series, read_ledger, record_fetches, transaction
+from market_data_pipeline.storage.bitmaps import bits
+from market_data_pipeline.storage.bulk import ledger_row, lock_series, read_ledger, record_fetches, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -35,6 +37,9 @@ ROWS_CONSIDERED = 5_000
 # Due sessions further apart than this are two gaps even where the ledger has no session between them: nobody asked for those.
 # Five days bridge Easter (Thursday to Tuesday).
 LONGEST_BREAK_DAYS = 5
+# A recheck waits so long for the sessions next to it: a session's settled and the one before's final are one request then, though
+# their providers settle at different times of the evening.
+COMPANY_SECONDS = 3_600
 
 # The columns are those of bulk.READ_LEDGER, in its order.
 _ROWS = """
@@ -71,33 +76,26 @@ update coverage c
  where c.symbol_id = k.symbol_id and c.session = k.session and c.interval_s = %(interval_s)s
 """
 
-# A session is part of the gap before it when the ledger has no other session between the two.
-_DUE_GAPS = """
+# What can be asked for: reaches by interval and calendar; followed symbols with the sessions in which they were listed, by the
+# universe file and by what was inferred. Greatest and least pass over nulls.
+_REACHES = """
 with reaches as (
   select * from unnest(%(reach_intervals)s::int4[], %(reach_calendars)s::text[], %(reach_seconds)s::int4[])
              as k (interval_s, calendar, seconds)
-),
-due as materialized (
-  select c.symbol_id, c.interval_s, c.session, c.absent, c.attempts, c.failures, c.next_attempt_at,
-         c.next_attempt_at + u.head_starts * %(head_start)s as turn
+)"""
+_FOLLOWED = """
     from coverage c
-    join (select symbol_id, calendar, active_from, active_to, case tier when 'T0' then 0 when 'T1' then 1 else 2 end as head_starts
-            from symbol_universe where active) u using (symbol_id)
+    join (select symbol_id, calendar, greatest(active_from, listed_from) as first, least(active_to, listed_to) as last,
+                 case tier when 'T0' then 0 when 'T1' then 1 else 2 end as head_starts
+            from symbol_universe where active and not is_unknown) u using (symbol_id)
     left join reaches r on r.interval_s = c.interval_s and r.calendar = u.calendar
     left join reaches e on e.interval_s = c.interval_s and e.calendar is null
-   where c.absent > 0
-     and c.next_attempt_at <= %(now)s
-     and (%(intervals)s::int4[] is null or c.interval_s = any(%(intervals)s::int4[]))
-     and (u.active_from is null or u.active_from <= c.session)
-     and (u.active_to is null or c.session <= u.active_to)
-     and case c.interval_s when 86400 then c.closes_at
-              else least(c.opens_at + make_interval(secs => c.interval_s), c.closes_at)
-         end <= %(now)s - %(settle)s
-     and (case when r.interval_s is null then e.seconds else r.seconds end is null
-          or c.closes_at > %(now)s - make_interval(secs => case when r.interval_s is null then e.seconds else r.seconds end))
-   order by c.next_attempt_at, u.head_starts, c.symbol_id, c.interval_s, c.session
-   limit %(considered)s
-),
+   where (%(intervals)s::int4[] is null or c.interval_s = any(%(intervals)s::int4[]))
+     and (u.first is null or u.first <= c.session)
+     and (u.last is null or c.session <= u.last)"""
+
+# A session is part of the stretch before it when the ledger has no other session between the two.
+_NUMBERED = """
 neighbours as (
   select *, lag(session) over (partition by symbol_id, interval_s order by session) as previous from due
 ),
@@ -113,20 +111,66 @@ marked as (
     from neighbours n
 ),
 numbered as (
-  select *, sum(begins) over (partition by symbol_id, interval_s order by session) as gap from marked
+  select *, sum(begins) over (partition by symbol_id, interval_s order by session) as stretch from marked
+)"""
+
+_DUE_GAPS = f"""{_REACHES},
+due as materialized (
+  select c.symbol_id, c.interval_s, c.session, c.absent, c.attempts, c.failures, c.next_attempt_at,
+         c.next_attempt_at + u.head_starts * %(head_start)s as turn
+{_FOLLOWED}
+     and c.absent > 0
+     and c.next_attempt_at <= %(now)s
+     and case c.interval_s when 86400 then c.closes_at
+              else least(c.opens_at + make_interval(secs => c.interval_s), c.closes_at)
+         end <= %(now)s - %(settle)s
+     and (case when r.interval_s is null then e.seconds else r.seconds end is null
+          or c.closes_at > %(now)s - make_interval(secs => case when r.interval_s is null then e.seconds else r.seconds end))
+   order by c.next_attempt_at, u.head_starts, c.symbol_id, c.interval_s, c.session
+   limit %(considered)s
 ),
+{_NUMBERED},
 gaps as (
   select symbol_id, interval_s, min(session) as first, max(session) as last, count(*) as sessions, sum(absent) as absent,
          max(attempts) as attempts, max(failures) as failures, min(next_attempt_at) as due_since, min(turn) as turn
     from numbered
-   group by symbol_id, interval_s, gap
+   group by symbol_id, interval_s, stretch
    order by min(turn), symbol_id, interval_s, min(session)
    limit %(limit)s
 )
 select g.symbol_id, u.symbol, u.calendar, g.interval_s, g.first, g.last, g.sessions, g.absent, g.attempts, g.failures, g.due_since
   from gaps g join symbol_universe u using (symbol_id)
  order by g.turn, g.symbol_id, g.interval_s, g.first
-"""
+"""  # noqa: S608 - pieces of this module; values are bound
+
+# A session whose gap is due is left to its gap: finished sessions are asked for whole, which is the recheck, too. One that only the
+# edge of a reach cuts through cannot be confirmed any more.
+_DUE_RECHECKS = f"""{_REACHES},
+due as materialized (
+  select c.symbol_id, c.interval_s, c.session, c.finality, c.recheck_at, c.recheck_at <= %(now)s as is_due,
+         c.recheck_at + u.head_starts * %(head_start)s as turn
+{_FOLLOWED}
+     and c.recheck_at <= %(now)s + %(company)s
+     and not coalesce(c.absent > 0 and c.next_attempt_at <= %(now)s, false)
+     and (case when r.interval_s is null then e.seconds else r.seconds end is null
+          or c.opens_at > %(now)s - make_interval(secs => case when r.interval_s is null then e.seconds else r.seconds end))
+   order by c.recheck_at, u.head_starts, c.symbol_id, c.interval_s, c.session
+   limit %(considered)s
+),
+{_NUMBERED},
+rechecks as (
+  select symbol_id, interval_s, min(session) filter (where is_due) as first, max(session) filter (where is_due) as last,
+         count(*) filter (where is_due) as sessions, min(finality) as finality, min(recheck_at) as due_since, min(turn) as turn
+    from numbered
+   group by symbol_id, interval_s, stretch
+  having bool_and(is_due) or min(recheck_at) <= %(now)s - %(company)s
+   order by min(turn), symbol_id, interval_s, min(session)
+   limit %(limit)s
+)
+select k.symbol_id, u.symbol, u.calendar, k.interval_s, k.first, k.last, k.sessions, k.finality, k.due_since
+  from rechecks k join symbol_universe u using (symbol_id)
+ order by k.turn, k.symbol_id, k.interval_s, k.first
+"""  # noqa: S608 - as above
 
 _TOTALS = """
 select symbol_id, count(*), sum(expected), sum(bit_count(present)), sum(bit_count(confirmed_empty)), sum(absent),
@@ -158,6 +202,25 @@ class DueGap:
     absent: int
     attempts: int
     failures: int
+    due_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DueRecheck:
+    """Sessions of one symbol and interval, next to each other in the ledger, that are to be asked for again to become surer.
+
+    ``first`` and ``last`` are included; between them may be one or two that are not due themselves. ``sessions`` counts those that
+    are. ``finality`` is the least of any. ``due_since`` names one round, as in ``DueGap``.
+    """
+
+    symbol_id: int
+    symbol: str
+    calendar: str
+    interval: Interval
+    first: date
+    last: date
+    sessions: int
+    finality: Finality
     due_since: datetime
 
 
@@ -285,25 +348,37 @@ class Ledger:
         (``settle_seconds`` after its end), and those that closed more than ``reach_seconds`` ago, by interval and calendar (None:
         every other): nobody can be asked for them. ``intervals`` None means all.
         """
-        if limit < 1:
-            raise InvalidInputError(f"a limit of {limit} gaps: expected 1 or more")
-        reach = [(interval.seconds, calendar, seconds) for (interval, calendar), seconds in (reach_seconds or {}).items()]
         parameters = {
-            "now": now,
-            "limit": limit,
+            **_what_is_due(now, limit=limit, intervals=intervals, reach_seconds=reach_seconds),
             "settle": timedelta(seconds=settle_seconds),
-            "intervals": None if intervals is None else [interval.seconds for interval in intervals],
-            "reach_intervals": [interval_s for interval_s, _, _ in reach],
-            "reach_calendars": [calendar for _, calendar, _ in reach],
-            "reach_seconds": [seconds for _, _, seconds in reach],
-            "head_start": timedelta(seconds=HEAD_START_SECONDS),
-            "considered": max(ROWS_CONSIDERED, limit),
-            "longest_break": LONGEST_BREAK_DAYS,
         }
         with self._engine.connect() as connection:
             return [
                 DueGap(symbol_id, symbol, calendar, Interval.of_seconds(interval_s), *rest)
                 for symbol_id, symbol, calendar, interval_s, *rest in connection.exec_driver_sql(_DUE_GAPS, parameters)
+            ]
+
+    def due_rechecks(
+        self,
+        now: datetime,
+        *,
+        limit: int,
+        intervals: Sequence[Interval] | None = None,
+        reach_seconds: Mapping[tuple[Interval, str | None], int | None] | None = None,
+    ) -> list[DueRecheck]:
+        """At most ``limit`` stretches of sessions that are to be asked for again, in the order in which they should be served.
+
+        The order, and what is left out, are those of ``due_gaps``. A stretch waits up to ``COMPANY_SECONDS`` for sessions next to
+        it that will be due by then: the answer about one is the answer about all. Sessions with a due gap are left to it.
+        """
+        parameters = {
+            **_what_is_due(now, limit=limit, intervals=intervals, reach_seconds=reach_seconds),
+            "company": timedelta(seconds=COMPANY_SECONDS),
+        }
+        with self._engine.connect() as connection:
+            return [
+                DueRecheck(*row[:3], Interval.of_seconds(row.interval_s), *row[4:7], Finality(row.finality), row.due_since)
+                for row in connection.exec_driver_sql(_DUE_RECHECKS, parameters)
             ]
 
     def totals(
@@ -323,3 +398,27 @@ class Ledger:
         }
         with self._engine.connect() as connection:
             return [LedgerTotals(*map(int, row)) for row in connection.exec_driver_sql(_TOTALS, parameters)]
+
+
+def _what_is_due(
+    now: datetime,
+    *,
+    limit: int,
+    intervals: Sequence[Interval] | None,
+    reach_seconds: Mapping[tuple[Interval, str | None], int | None] | None,
+) -> dict[str, object]:
+    """What the two questions after due sessions share."""
+    if limit < 1:
+        raise InvalidInputError(f"a limit of {limit} gaps: expected 1 or more")
+    reach = [(interval.seconds, calendar, seconds) for (interval, calendar), seconds in (reach_seconds or {}).items()]
+    return {
+        "now": now,
+        "limit": limit,
+        "intervals": None if intervals is None else [interval.seconds for interval in intervals],
+        "reach_intervals": [interval_s for interval_s, _, _ in reach],
+        "reach_calendars": [calendar for _, calendar, _ in reach],
+        "reach_seconds": [seconds for _, _, seconds in reach],
+        "head_start": timedelta(seconds=HEAD_START_SECONDS),
+        "considered": max(ROWS_CONSIDERED, limit),
+        "longest_break": LONGEST_BREAK_DAYS,
+    }

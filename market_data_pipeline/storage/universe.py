@@ -23,7 +23,7 @@ _ONE_LOAD_AT_A_TIME = "select pg_advisory_xact_lock(7306001)"
 
 _STORED = """
 select u.symbol_id, u.symbol, u.exchange, u.calendar, u.tier, u.asset_type, u.currency, u.adv_21d, u.mkt_cap,
-       u.active_from, u.active_to, u.active
+       u.active_from, u.active_to, u.listed_from, u.listed_to, u.is_unknown, u.active
   from symbol_universe u
  where %(symbols)s::text[] is null or u.symbol = any(%(symbols)s::text[])
  order by u.symbol_id
@@ -76,6 +76,16 @@ update symbol_universe u
   from {_ENTRY_ROWS}
  where u.symbol = e.symbol
 """  # noqa: S608 - joined from constants; every value is bound
+
+# Who is asked for under another name, of another exchange or for other sessions was never asked for as it is now.
+_FORGET_LISTINGS = """
+with changed as (
+  update symbol_universe set listed_from = null, listed_to = null, is_unknown = false
+   where symbol = any(%(symbols)s::text[]) and (listed_from is not null or listed_to is not null or is_unknown)
+  returning symbol_id)
+update listing_evidence e set known_to = greatest(clock_timestamp(), e.known_from + interval '1 microsecond')
+  from changed c where e.symbol_id = c.symbol_id and e.known_to is null
+"""
 
 _DEACTIVATE = "update symbol_universe set active = false, version_id = %(version_id)s where symbol = any(%(symbols)s::text[])"
 
@@ -177,7 +187,8 @@ class UniverseStore:
         """Make the universe say what ``entries`` say of their symbols, all or nothing, and record it as a version.
 
         New symbols are added, symbols that differ are updated (a deactivated one becomes active again), with all their fields and
-        aliases: what an entry leaves open becomes unknown. Active symbols that are not among the entries stay active unless
+        aliases: what an entry leaves open becomes unknown. Where exchange, aliases or dates differ, what was inferred of the
+        listing is forgotten. Active symbols that are not among the entries stay active unless
         ``deactivate_absent``. Loading the same entries under the same tag again writes nothing. A tag names one content:
         InvalidInputError where it is another's. When an earlier file is loaded again to go back to it, its version gets a new row
         whose tag ends in ``#2``, ``#3``, …
@@ -202,6 +213,8 @@ class UniverseStore:
             tag, version_id = _version(connection, version_tag, version)
             if version_id is not None:
                 _save(connection, version_id, added=added, changed=changed, deactivated=deactivated)
+                renamed = [e.symbol for e in changed if _asked_for(stored[e.symbol].instrument) != _asked_for(e)]
+                connection.exec_driver_sql(_FORGET_LISTINGS, {"symbols": renamed})
             return UniverseLoadReport(
                 version_tag=tag,
                 added=tuple(e.symbol for e in added),
@@ -287,7 +300,7 @@ def _read_stored(connection: Connection, symbols: Sequence[str] | None = None) -
     stored = {}
     parameters = {"symbols": None if symbols is None else list(symbols)}
     for symbol_id, symbol, exchange, calendar, tier, *figures, active in connection.exec_driver_sql(_STORED, parameters):
-        asset_type, currency, adv_21d, mkt_cap, active_from, active_to = figures
+        asset_type, currency, adv_21d, mkt_cap, active_from, active_to, listed_from, listed_to, is_unknown = figures
         stored[symbol] = _Stored(
             Instrument(
                 symbol_id=symbol_id,
@@ -302,6 +315,9 @@ def _read_stored(connection: Connection, symbols: Sequence[str] | None = None) -
                 active_from=active_from,
                 active_to=active_to,
                 aliases=aliases.get(symbol_id, {}),
+                listed_from=listed_from,
+                listed_to=listed_to,
+                is_unknown=is_unknown,
             ),
             active,
         )
@@ -321,6 +337,11 @@ def _facts(of: UniverseEntry | Instrument) -> tuple[object, ...]:
         of.active_to,
         dict(of.aliases),
     )
+
+
+def _asked_for(of: UniverseEntry | Instrument) -> tuple[object, ...]:
+    """What decides how, and for which sessions, providers are asked for it."""
+    return of.exchange, of.active_from, of.active_to, dict(of.aliases)
 
 
 def _differs(known: _Stored, entry: UniverseEntry) -> bool:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.healing import HealingPolicy
 from market_data_pipeline.domain.ports import Fetch
 from market_data_pipeline.domain.universe import Tier, UniverseEntry
 from market_data_pipeline.storage.fetches import FetchStore
-from market_data_pipeline.storage.ledger import DueGap, Ledger, LedgerTotals
+from market_data_pipeline.storage.ledger import DueGap, DueRecheck, Ledger, LedgerTotals
 from market_data_pipeline.storage.universe import UniverseStore
 
 if TYPE_CHECKING:
@@ -334,6 +335,92 @@ def test_every_gap_is_served_within_as_many_rounds_as_it_takes_to_serve_all_once
             waiting.discard((gap.symbol_id, gap.first))
         now += timedelta(seconds=tick_seconds)
     assert waiting == set()
+
+
+# --- rechecks
+
+HOUR = timedelta(hours=1)
+
+
+def whole(symbol_id: int, session: date, again: datetime | None, finality: Finality = Finality.PROVISIONAL) -> LedgerRow:
+    """A session of which nothing lacks and that is asked for again at ``again``."""
+    return row(symbol_id, session, "111111", due=None, recheck_at=again, finality=finality)
+
+
+def test_a_session_settled_and_the_one_before_it_final_are_one_recheck(ledger: Ledger) -> None:
+    ledger.open_sessions(
+        [whole(1, MONDAY, None, Finality.FINAL), whole(1, TUESDAY, NOW, Finality.SETTLED), whole(1, WEDNESDAY, NOW)]
+    )
+    assert ledger.due_rechecks(NOW - timedelta(seconds=1), limit=10) == []
+    assert ledger.due_rechecks(NOW, limit=10) == [
+        DueRecheck(1, "AAPL", "XNYS", Interval.M1, TUESDAY, WEDNESDAY, sessions=2, finality=Finality.PROVISIONAL, due_since=NOW)
+    ]
+
+
+def test_a_recheck_waits_an_hour_and_no_longer_for_the_session_beside_it(ledger: Ledger) -> None:
+    ledger.open_sessions([whole(1, MONDAY, NOW), whole(1, TUESDAY, NOW + HOUR / 2), whole(1, THURSDAY, NOW + HOUR)])
+    ledger.open_sessions([row(1, WEDNESDAY, "111111", due=None)])
+
+    def due(now: datetime) -> list[tuple[date, date, int]]:
+        return [(recheck.first, recheck.last, recheck.sessions) for recheck in ledger.due_rechecks(now, limit=10)]
+
+    assert due(NOW) == []
+    assert due(NOW + HOUR / 2) == [(MONDAY, TUESDAY, 2)]
+    ledger.open_sessions([whole(2, MONDAY, NOW), whole(2, TUESDAY, NOW + 2 * HOUR - timedelta(seconds=1))])
+    assert (MONDAY, MONDAY, 1) in due(NOW + HOUR)
+
+
+def test_what_has_a_due_gap_is_left_to_its_gap(ledger: Ledger) -> None:
+    ledger.open_sessions(
+        [
+            row(1, MONDAY, "110011", recheck_at=NOW),
+            row(2, MONDAY, "110011", due=NOW + HOUR, recheck_at=NOW),
+            row(3, MONDAY, "110011", due=None, recheck_at=NOW),
+        ]
+    )
+    assert [recheck.symbol for recheck in ledger.due_rechecks(NOW, limit=10)] == ["MSFT", "IBM"]
+
+
+def test_nobody_is_asked_again_for_what_is_out_of_reach_or_not_listed(ledger: Ledger, engine: Engine) -> None:
+    listed = UniverseEntry("AAPL", "XNYS", Tier.T0, active_to=TUESDAY)
+    UniverseStore(engine).load([listed], version_tag="2", source="t", source_sha256="2", loaded_by="t")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("update symbol_universe set is_unknown = true where symbol = 'IBM'")
+    ledger.open_sessions([whole(s, day, NOW) for s in (1, 2, 3) for day in (MONDAY, WEDNESDAY)])
+    reach = {(Interval.M1, None): 7 * 86_400}
+    found = ledger.due_rechecks(NOW, limit=10, reach_seconds=reach)
+    assert [(recheck.symbol, recheck.first) for recheck in found] == [("MSFT", WEDNESDAY)]
+    assert len(ledger.due_rechecks(NOW, limit=10)) == 3
+    assert ledger.due_rechecks(NOW, limit=10, intervals=[Interval.D1]) == []
+
+
+def test_inferred_listings_end_the_asking_for_gaps(ledger: Ledger, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "update symbol_universe set listed_from = '2026-03-03', listed_to = '2026-03-04' where symbol_id = 1"
+        )
+        connection.exec_driver_sql("update symbol_universe set is_unknown = true where symbol_id = 2")
+    ledger.open_sessions([row(s, day) for s in (1, 2) for day in (MONDAY, TUESDAY, WEDNESDAY, THURSDAY)])
+    assert served(ledger.due_gaps(NOW, limit=10)) == [("AAPL", TUESDAY, WEDNESDAY)]
+
+
+def test_a_recheck_without_an_answer_waits_and_goes_behind_the_others(ledger: Ledger) -> None:
+    ledger.open_sessions([whole(1, MONDAY, NOW - HOUR), whole(2, MONDAY, NOW)])
+    assert [recheck.symbol for recheck in ledger.due_rechecks(NOW, limit=1)] == ["AAPL"]
+    assert ledger.record_failures([(1, MONDAY)], Interval.M1, now=NOW, policy=POLICY, fetches=[(1, TIMED_OUT)]) == 1
+    assert [recheck.symbol for recheck in ledger.due_rechecks(NOW, limit=1)] == ["MSFT"]
+    [again] = ledger.rows([1], Interval.M1, MONDAY, MONDAY)
+    assert (again.recheck_at, again.next_attempt_at) == (NOW + POLICY.wait(1), None)
+
+
+def test_rechecks_that_always_fail_end(ledger: Ledger) -> None:
+    ledger.open_sessions([whole(1, MONDAY, NOW)])
+    now, asked = NOW, 0
+    while ledger.due_rechecks(now, limit=1):
+        ledger.record_failures([(1, MONDAY)], Interval.M1, now=now, policy=POLICY, fetches=[(1, TIMED_OUT)])
+        asked += 1
+        now += timedelta(days=1)
+    assert asked == POLICY.give_up_failures
 
 
 # --- sums
