@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
-# As sql/0007_jobs.sql has it. No "/": what was refused is called refused/12 among the dead letters.
+# As sql/0007_jobs.sql has it. No "/": what could not be read as a job has a name with one among the dead letters.
 JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 # Of a job whose leases lapsed, the next batch is this many times smaller for each lapse: poison is alone before it is dead.
 SMALLER_BATCHES = 4
 LONGEST_RETRY_SECONDS = 3600.0
+# refused/12: the twelfth payload that could not be read as a job.
+REFUSED = "refused"
+_REFUSED_ID = re.compile(rf"{REFUSED}/([0-9]{{1,18}})", re.ASCII)
+# Of dead letters one call requeues or purges no more: a person who meant fewer should notice before all are gone.
+MOST_AT_ONCE = 10_000
 
 
 class JobKind(StrEnum):
@@ -200,3 +205,80 @@ def batch_size(lapses: Sequence[int], *, limit: int, most_attempts: int) -> int:
             return place
         size = min(size, allowed)
     return min(size, len(lapses))
+
+
+def refused_number(letter_id: str) -> int | None:
+    """12 for "refused/12", None for the id of a job."""
+    matched = _REFUSED_ID.fullmatch(letter_id)
+    return int(matched[1]) if matched else None
+
+
+def bounded(limit: int) -> int:
+    """``limit`` where it may be of one call about many dead letters; InvalidInputError otherwise."""
+    if not 1 <= limit <= MOST_AT_ONCE:
+        raise InvalidInputError(f"a limit of {limit:,} dead letters: expected 1 to {MOST_AT_ONCE:,}; call again for more")
+    return limit
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Which dead letters are meant; None for any. ``kind`` "refused": what could not be read as a job, which has no tier."""
+
+    tier: Tier | None = None
+    kind: str | None = None
+    interval: str | None = None
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether dead jobs can be among them."""
+        return self.kind != REFUSED
+
+    @property
+    def takes_refused(self) -> bool:
+        """Whether payloads that are no jobs can be among them: where only what they lack is asked for, none."""
+        return self.kind in {None, REFUSED} and self.tier is None and self.interval is None
+
+
+ALL_DEAD_LETTERS = DeadLetterFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What ended without its effect and waits for a person: a dead job, or a payload that could not be read as one.
+
+    ``payload``: a job's as JSON, the other as the text that came; of ``payload_bytes`` it may be the beginning only. Whatever is
+    shown of it must be redacted: it came from outside.
+    """
+
+    letter_id: str
+    kind: str
+    tier: Tier | None
+    interval: str | None
+    source: str
+    reason: str
+    since: datetime
+    attempts: int
+    replays: int
+    payload: Mapping[str, Any] | str
+    payload_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadStatistics:
+    """How many dead letters of a tier, kind and interval there are, since when, and how many of them were replayed before."""
+
+    tier: Tier | None
+    kind: str
+    interval: str | None
+    letters: int
+    oldest: datetime
+    newest: datetime
+    replayed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueReport:
+    """What became of dead letters that were to be tried again: ``requeued``, or ``left`` as they were, with the reason."""
+
+    requeued: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)

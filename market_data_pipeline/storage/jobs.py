@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -40,7 +41,6 @@ from market_data_pipeline.storage.bulk import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from datetime import timedelta
 
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - a class that psycopg2 spells in lower case
     from sqlalchemy import Engine
@@ -225,7 +225,7 @@ select job_id, kind, tier, payload ->> 'interval', source, reason, ended_at, att
 _REFUSED_JOBS = """
 select 'refused/' || refused_id, 'refused', null, null, source, reason, refused_at, 0, 0, payload, payload_bytes
   from refused_jobs
- where %(refused_id)s::int8 is null or refused_id = %(refused_id)s"""
+ where (%(refused_id)s::int8 is null or refused_id = %(refused_id)s)"""
 
 _LOCK, _LOCK_ONE = " for update skip locked", " for update"
 _OLDEST_DEAD = " order by ended_at, job_id limit %(limit)s"
@@ -237,10 +237,11 @@ _NEWEST_REFUSED = " order by refused_at desc, refused_id limit %(limit)s"
 _REQUEUE = """
 update jobs j
    set state = 'queued', attempts = 0, lapses = 0, reason = null, ended_at = null, replays = replays + 1,
-       dedupe_key = k.dedupe_key, payload = k.payload::jsonb, priority = k.priority,
+       kind = k.kind, tier = k.tier, dedupe_key = k.dedupe_key, payload = k.payload::jsonb, priority = k.priority,
        enqueued_at = clock_timestamp(), ready_at = clock_timestamp()
-  from unnest(%(job_id)s::text[], %(dedupe_key)s::text[], %(payload)s::text[], %(priority)s::int4[])
-    as k (job_id, dedupe_key, payload, priority)
+  from unnest(%(job_id)s::text[], %(kind)s::text[], %(tier)s::text[], %(dedupe_key)s::text[], %(payload)s::text[],
+              %(priority)s::int4[])
+    as k (job_id, kind, tier, dedupe_key, payload, priority)
  where j.job_id = k.job_id and j.state = 'dead'"""
 
 _FORGET_REFUSED = "delete from refused_jobs where refused_id = any(%(ids)s)"
@@ -304,8 +305,9 @@ class JobQueue:
         ((ids, keys),) = cursor.fetchall()
         told = sort_submitted(jobs, known_ids=ids, open_keys=keys, room=room)
         if told.accepted:
-            text_of = dict(zip((job.job_id for job in reversed(jobs)), reversed(texts), strict=True))
-            cursor.execute(_INSERT, _columns(told.accepted, text_of))
+            # By object: of two with one id the second may be the one that enters, when the first's work is open already.
+            text_of = {id(job): text for job, text in zip(jobs, texts, strict=True)}
+            cursor.execute(_INSERT, _columns(told.accepted, [text_of[id(job)] for job in told.accepted]))
             self._count(cursor, Counter(job.tier for job in told.accepted))
         return SubmitReport(len(told.accepted), told.duplicates, told.turned_away)
 
@@ -480,7 +482,7 @@ class JobQueue:
     # --- dead letters --------------------------------------------------------------------------------------------------
 
     def refuse(self, source: str, payload: str | bytes, reason: str) -> int:
-        """Keep what ``source`` sent and nobody can read as a job, with the reason; its number: it is the dead letter refused/NUMBER.
+        """Keep what ``source`` sent and nobody can read as a job; its number: it is the dead letter refused/NUMBER from now on.
 
         The same payload from the same source again is the same letter. Of one longer than any job the beginning is kept.
         """
@@ -546,7 +548,7 @@ class JobQueue:
         return report
 
     def delete(self, letter_id: str, *, actor: str) -> DeadLetter:
-        """Forget a dead letter for good; what it was. InvalidInputError where there is none of this name: nothing else is deleted."""
+        """Forget a dead letter for good; what it was. InvalidInputError where none has this name: nothing else is deleted."""
         with transaction(self._engine) as cursor:
             letter = self._letter(cursor, letter_id, lock=True)
             if letter is None:
@@ -623,37 +625,39 @@ class JobQueue:
         self, cursor: Cursor, letters: Sequence[DeadLetter], room: Mapping[Tier, int], *, is_dry_run: bool = False
     ) -> RequeueReport:
         left: dict[str, str] = {}
-        names: dict[str, str] = {}
-        judged: list[NewJob] = []
+        judged: dict[str, NewJob] = {}  # by the id of the job
+        letter_of: dict[str, str] = {}
         for letter in letters:
             try:
                 job = as_new_job(_read_again(letter), source=letter.source)
             except InvalidInputError as wrong:
                 left[letter.letter_id] = f"still cannot be carried out: {wrong}"
                 continue
-            judged.append(job)
-            names.setdefault(job.job_id, letter.letter_id)
-            if names[job.job_id] != letter.letter_id:
-                left[letter.letter_id] = f"is {names[job.job_id]} again"
-        # A dead job's own id is known, and is no reason to leave it.
-        ids = [job.job_id for job in judged if names[job.job_id] != job.job_id]
-        cursor.execute(_KNOWN, {"ids": ids, "keys": [job.dedupe_key for job in judged]})
+            if refused_number(letter.letter_id) is None:
+                job = replace(job, job_id=letter.letter_id)
+            if job.job_id in judged:
+                left[letter.letter_id] = f"is {letter_of[job.job_id]} again"
+            else:
+                judged[job.job_id], letter_of[job.job_id] = job, letter.letter_id
+        # A dead job's own id is known, and no reason to leave it.
+        read = {job_id for job_id, name in letter_of.items() if refused_number(name) is not None}
+        cursor.execute(_KNOWN, {"ids": list(read), "keys": [job.dedupe_key for job in judged.values()]})
         ((known, open_keys),) = cursor.fetchall()
-        told = sort_submitted(judged, known_ids=known, open_keys=open_keys, room=room)
+        told = sort_submitted(list(judged.values()), known_ids=known, open_keys=open_keys, room=room)
         entered = {job.job_id for job in told.accepted}
-        for job_id, name in names.items():
+        for job_id, name in letter_of.items():
             if job_id not in entered:
                 already = f"a job called {job_id} is there already" if job_id in known else "another job that does the same is open"
                 left[name] = told.turned_away.get(job_id, already)
         if told.accepted and not is_dry_run:
-            own = [job for job in told.accepted if names[job.job_id] == job.job_id]
-            read = [job for job in told.accepted if names[job.job_id] != job.job_id]
-            texts = {job.job_id: _json_of(job.payload, job.job_id) for job in told.accepted}
-            cursor.execute(_REQUEUE, _columns(own, texts))
-            cursor.execute(_INSERT, _columns(read, texts))
-            cursor.execute(_FORGET_REFUSED, {"ids": [refused_number(names[job.job_id]) for job in read]})
+            for statement, chosen in (
+                (_REQUEUE, [job for job in told.accepted if job.job_id not in read]),
+                (_INSERT, [job for job in told.accepted if job.job_id in read]),
+            ):
+                cursor.execute(statement, _columns(chosen, [_json_of(job.payload, job.job_id) for job in chosen]))
+            cursor.execute(_FORGET_REFUSED, {"ids": [refused_number(letter_of[job_id]) for job_id in read & entered]})
             self._count(cursor, Counter(job.tier for job in told.accepted))
-        return RequeueReport(tuple(names[job.job_id] for job in told.accepted), left)
+        return RequeueReport(tuple(letter_of[job.job_id] for job in told.accepted), left)
 
     def _forget(self, cursor: Cursor, letters: Sequence[DeadLetter]) -> None:
         numbers = [refused_number(letter.letter_id) for letter in letters]
@@ -704,15 +708,15 @@ def _json_of(value: Mapping[str, Any], job_id: str) -> str:
     return text
 
 
-def _columns(jobs: Sequence[NewJob], texts: Mapping[str, str]) -> dict[str, list[Any]]:
-    """The columns of ``jobs`` as arrays. ``texts``: their payloads as JSON, by id."""
+def _columns(jobs: Sequence[NewJob], texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of ``jobs`` as arrays. ``texts``: their payloads as JSON."""
     return {
         "job_id": [job.job_id for job in jobs],
         "kind": [str(job.kind) for job in jobs],
         "tier": [str(job.tier) for job in jobs],
         "priority": [job.priority for job in jobs],
         "dedupe_key": [job.dedupe_key for job in jobs],
-        "payload": [texts[job.job_id] for job in jobs],
+        "payload": list(texts),
         "source": [job.source for job in jobs],
         "ready_at": [job.ready_at for job in jobs],
     }
