@@ -551,12 +551,14 @@ def _refused(refusal: ChartRefusal) -> Reply:
 
 
 def refuse(status: int, detail: str) -> Reply:
-    """Yahoo's words: plain text for 429, JSON for a missing crumb and whatever has a detail, a page of HTML for the rest."""
+    """Yahoo's words: plain text for 429, JSON for 404, a missing crumb and whatever has a detail, a page of HTML for the rest."""
     if status == 429:
         return Reply(429, (("content-type", "text/plain"),), b"Too Many Requests\r\n")
     if status == 401:
         error = {"code": "Unauthorized", "description": detail or "Invalid Crumb"}
         return json_reply(401, {"finance": {"result": None, "error": error}})
+    if status == 404 and not detail:
+        return _refused(NOT_FOUND)
     if detail:
         return _refused(ChartRefusal(status, HTTPStatus(status).phrase, detail))
     page = f"<html><body><h1>{status}</h1></body></html>".encode()
