@@ -232,6 +232,19 @@ class DagsterClient:
         ]
         return not instance["runQueuingSupported"] or any(taking)
 
+    def report_asset_event(self, asset: Sequence[str], description: str, *, is_new_data: bool = True, seconds: float = 5.0) -> None:
+        """Tell Dagster something about an asset without a run: a materialisation, or an observation where nothing of it is new.
+
+        The mutation takes a description and no metadata. Repeating it makes a second event, so nothing does.
+        """
+        event = {
+            "eventType": "ASSET_MATERIALIZATION" if is_new_data else "ASSET_OBSERVATION",
+            "assetKey": {"path": list(asset)},
+            "description": description,
+        }
+        answer = self._ask(_REPORT_EVENT, {"event": event}, seconds=seconds)["reportRunlessAssetEvents"]
+        _expect(answer, "ReportRunlessAssetEventsSuccess")
+
     def run_url(self, run_id: str) -> str:
         """Where a person looks at the run."""
         return f"{self.url}/runs/{run_id}"
@@ -360,6 +373,15 @@ query Failure($run: ID!, $cursor: String) {
         }
       }
     }
+  }
+}"""
+
+_REPORT_EVENT = """
+mutation Report($event: ReportRunlessAssetEventsParams!) {
+  reportRunlessAssetEvents(eventParams: $event) {
+    __typename
+    ... on Error { message }
+    ... on UnauthorizedError { message }
   }
 }"""
 

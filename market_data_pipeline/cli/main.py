@@ -33,9 +33,10 @@ COMMANDS = {
     "status": _Entry("stack:status", "Say what runs, where, and in which version."),
     "migrate": _Entry("stack:migrate", "Bring the database's schema up to date."),
     "exec": _Entry("stack:exec_", "Run a command in the environment of the stack."),
-    "universe": _Entry("universe:universe", "Load, list and show the symbols that are followed."),
+    "universe": _Entry("universe:universe", "Load, list and show the symbols that are followed; assign tiers."),
     "backfill": _Entry("backfill:backfill", "Fetch candles of past sessions through Dagster runs, and watch them."),
     "fetch": _Entry("fetch:fetch", "Fetch quotes, option chains and economic series, or print stored ones."),
+    "collect": _Entry("collect:collect", "Collect quotes and the newest minutes while markets are open."),
     "candles": _Entry("candles:candles", "Print stored bars, as they are or as they were known at a time."),
     "revisions": _Entry("candles:revisions", "Print the values that were replaced, and what they became."),
     "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),
@@ -47,6 +48,7 @@ COMMANDS = {
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
     "sample": _Entry("simulate:sample", "Generate realistic sample data for the simulator."),
     "drill": _Entry("drill:drill", "Let simulated providers fail and show what becomes of a backfill."),
+    "week": _Entry("week:week", "Live through a simulated week with faults, an outage and corrections."),
     "demo": _Entry("demo:demo", "Fetch, lose, find and heal candles of ten simulated symbols."),
 }
 

@@ -13,7 +13,7 @@ from market_data_pipeline.storage.refused import keep_refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from sqlalchemy import Engine, RowMapping
 
@@ -47,8 +47,23 @@ select t.symbol_id, %(provider)s, greatest(%(known_at)s, n.known_from + interval
 returning known_from
 """  # noqa: S608 - column names of this module
 
+# greatest: answers may be stored in another order than they came.
+_CONFIRM = """
+insert into quotes_confirmed as c (symbol_id, provider, confirmed_at)
+select distinct symbol_id, %(provider)s, %(known_at)s::timestamptz from unnest(%(symbol_ids)s::int4[]) as k (symbol_id)
+on conflict (symbol_id, provider) do update set confirmed_at = greatest(c.confirmed_at, excluded.confirmed_at)
+"""
+
+_CONFIRMED_WITHIN = """
+select distinct symbol_id from quotes_confirmed
+ where symbol_id = any(%(symbol_ids)s::int4[])
+   and confirmed_at > coalesce(%(now)s::timestamptz, clock_timestamp()) - %(within)s::interval
+   and confirmed_at < coalesce(%(now)s::timestamptz, clock_timestamp()) + %(within)s::interval
+"""
+
 _LATEST = f"""
-select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_STORED}
+select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch_id, {_STORED},
+       case when %(as_of)s::timestamptz is null then c.confirmed_at end as confirmed_at
   from unnest(%(symbol_ids)s::int4[]) with ordinality as s (symbol_id, place)
   join symbol_universe u using (symbol_id)
  cross join lateral (
@@ -56,6 +71,7 @@ select s.symbol_id, u.symbol, q.provider, q.known_from, q.flags, q.feed, q.fetch
      where q.symbol_id = s.symbol_id and q.provider = coalesce(%(provider)s, q.provider)
        and q.known_from <= coalesce(%(as_of)s, 'infinity'::timestamptz)
      order by q.known_from desc limit 1) q
+  left join quotes_confirmed c on c.symbol_id = s.symbol_id and c.provider = q.provider
  order by s.place
 """  # noqa: S608 - as above
 
@@ -81,7 +97,10 @@ class QuotesWritten:
 
 @dataclass(frozen=True, slots=True)
 class StoredQuote:
-    """A quote, who said so, and from when on we knew it. ``quote.symbol`` is our symbol, not the provider's name for it."""
+    """A quote, who said so, and from when on we knew it. ``quote.symbol`` is our symbol, not the provider's name for it.
+
+    ``confirmed_at``: when its provider last said the same; None of a quote that is read as of an earlier time.
+    """
 
     symbol_id: int
     provider: str
@@ -90,6 +109,7 @@ class StoredQuote:
     flags: Flag
     known_from: datetime
     fetch_id: int
+    confirmed_at: datetime | None = None
 
 
 class QuoteStore:
@@ -110,8 +130,8 @@ class QuoteStore:
         """Store one answer in one transaction: its fetch, what is new in its quotes, and what was refused.
 
         ``symbol_ids``: by the provider's names. ``feed``: whose offers they are. ``known_at``: when we learned it, None for the
-        database's clock; it is raised where needed to be later than what we knew. The same answer again is recorded as a fetch and
-        changes nothing else.
+        database's clock; it is raised where needed to be later than what we knew. The same answer again is recorded as a fetch, and
+        confirms its quotes; it changes nothing else.
         """
         provider = judged.fetch.provider
         ids = [symbol_ids[quote.symbol] for quote, _ in judged.quotes]
@@ -135,6 +155,7 @@ class QuoteStore:
                 }
                 cursor.execute(_STORE, given)
                 inserted = [known_from for (known_from,) in cursor]
+                cursor.execute(_CONFIRM, given)
             refused = keep_refused(cursor, judged.refused, provider=provider, capability=QUOTES_L1, fetch_id=fetch_id)
         return QuotesWritten(fetch_id, len(inserted), len(ids) - len(inserted), refused, max([learned_at, *inserted]))
 
@@ -143,6 +164,12 @@ class QuoteStore:
         given = {"symbol_ids": list(symbol_ids), "provider": provider, "as_of": as_of}
         with self._engine.connect() as connection:
             return [_stored(row) for row in connection.exec_driver_sql(_LATEST, given).mappings()]
+
+    def confirmed_within(self, symbol_ids: Sequence[int], within: timedelta, *, now: datetime | None = None) -> frozenset[int]:
+        """Those of the symbols that some provider has quoted in the last ``within``. ``now`` None: by the database's clock."""
+        given = {"symbol_ids": list(symbol_ids), "within": within, "now": now}
+        with self._engine.connect() as connection:
+            return frozenset(connection.exec_driver_sql(_CONFIRMED_WITHIN, given).scalars())
 
     def history(self, symbol_id: int, start: datetime, end: datetime, *, provider: str | None = None) -> list[StoredQuote]:
         """Every quote of one symbol that we learned in [start, end), in that order."""
@@ -160,4 +187,5 @@ def _stored(row: RowMapping) -> StoredQuote:
         flags=Flag(row["flags"]),
         known_from=row["known_from"],
         fetch_id=row["fetch_id"],
+        confirmed_at=row.get("confirmed_at"),
     )

@@ -200,7 +200,7 @@ def test_new_tiers_change_nothing_else_and_are_a_version_of_their_own(engine: En
     )
     assert report == UniverseLoadReport("tiers", (), changed=("AAPL",), deactivated=(), absent=(), unchanged=1)
     assert {i.symbol: i for i in store.instruments()} == {**before, "AAPL": replace(before["AAPL"], tier=Tier.T0)}
-    assert [(v.version_tag, v.source, v.symbols, v.changed) for v in store.versions()][0] == ("tiers", "a rule", 2, 1)
+    assert next((v.version_tag, v.source, v.symbols, v.changed) for v in store.versions()) == ("tiers", "a rule", 2, 1)
 
 
 def test_the_tiers_of_every_version_can_be_read_again_whatever_changed_them(engine: Engine) -> None:
