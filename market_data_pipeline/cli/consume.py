@@ -29,8 +29,16 @@ DONE, FOUND_SOMETHING = 0, 1
 @click.command(epilog="Example: mdp consume --once --json")
 @click.option("--once", is_flag=True, help="End when the lists hold nothing more that the queue takes.")
 @click.option("--name", help="What this consumer is called in Redis; by default the host, the process and a random part.")
+@click.option(
+    "--lapse",
+    "lapse_seconds",
+    type=click.FloatRange(1.0, 600.0),
+    default=15.0,
+    show_default=True,
+    help="Seconds without a sign of life after which others take over what this consumer had under way.",
+)
 @json_option
-def consume(*, once: bool, name: str | None, as_json: bool) -> int:
+def consume(*, once: bool, name: str | None, lapse_seconds: float, as_json: bool) -> int:
     """Take the jobs that a Rate-Limit Coordinator pushes to Redis (MDP_REDIS_URL) into the queue.
 
     Lists: market:jobs, then market:backfills:T0, T1 and T2. None is lost and none taken twice, whatever is killed when; several
@@ -60,6 +68,7 @@ def consume(*, once: bool, name: str | None, as_json: bool) -> int:
                 wait=wait,
                 tell=note,
                 where=address_of(url),
+                lapse_seconds=lapse_seconds,
             )
             note(f"{consumer.name} takes jobs from Redis at {address_of(url)}")
             total = consumer.run(once=once)
@@ -97,7 +106,7 @@ def _stop_on_signals() -> Iterator[Callable[[float], bool]]:
     A pipe, not an event: a handler that sets an event waits for ever where it interrupted somebody who was looking at it.
     """
     reading, writing = os.pipe()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number: int, _frame: object) -> None:
         os.write(writing, b".")

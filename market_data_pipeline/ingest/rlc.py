@@ -166,7 +166,7 @@ class Consumer:
             try:
                 if not self._is_registered:
                     self._register()
-                busy = self._round(idle=0.0 if once else IDLE_SECONDS)
+                busy = self._round(idle=0.0 if once else min(IDLE_SECONDS, self._lapse_seconds / 3))
             except lost_errors as lost:
                 problem = str(lost) if isinstance(lost, DatabaseUnreachableError) else f"{self._where}: {lost}"
                 if once:
