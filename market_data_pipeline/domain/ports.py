@@ -328,6 +328,12 @@ class AnsweredSession:
     ``bars``, ``silent`` and ``is_evidence`` as in ``healing.SessionAnswer``; ``due`` marks the slots whose bar should exist by now.
     ``is_whole``: the answer is about every slot. ``settlement``: when such an answer makes the session settled and final; None
     where nobody corrects anything: it is final at once.
+
+    Of silence: ``quiet``: covered, and nothing there, whatever is around it; None where that is ``silent``. ``is_barren``: no bar
+    of the session came, wanted or not. ``witnessed``: silent in one provider's answer, and another's with bars of the session has
+    nothing there either; ``seconded``: two with bars of the session have nothing there, and no bar beyond it. None: nowhere.
+    ``providers``: whose silence it is. ``starts_at``, ``ends_at``: of each slot, epoch seconds; None: no halt is looked up.
+    ``next_over_at``: when all bars of the calendar's next session are due, epoch seconds.
     """
 
     symbol_id: int
@@ -340,6 +346,14 @@ class AnsweredSession:
     is_evidence: bool = True
     is_whole: bool = True
     settlement: Settlement | None = None
+    quiet: Bools | None = None
+    is_barren: bool = False
+    witnessed: Bools | None = None
+    seconded: Bools | None = None
+    providers: tuple[str, ...] = ()
+    starts_at: Int64s | None = None
+    ends_at: Int64s | None = None
+    next_over_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -374,13 +388,15 @@ class CandleBatch:
 class WriteReport:
     """What one write changed. ``unchanged`` bars were already stored with the same values: nothing was written for them.
 
-    ``left_alone`` bars are stored with other values, from a provider that this batch's may not overrule.
+    ``left_alone`` bars are stored with other values, from a provider that this batch's may not overrule; ``flip_flops`` with other
+    values of the same provider, which told this batch's too often before to be believed.
     """
 
     inserted: int = 0
     revised: int = 0
     unchanged: int = 0
     left_alone: int = 0
+    flip_flops: int = 0
     refused: int = 0
     confirmed_empty: int = 0
     known_at: datetime | None = None

@@ -35,7 +35,7 @@ from market_data_pipeline.ingest.dispatch import Dispatcher
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.judge import judge
 from market_data_pipeline.ingest.merge import Merged, merge
-from market_data_pipeline.ingest.plan import windows, within_reach
+from market_data_pipeline.ingest.plan import neighbours, next_over, windows, within_reach
 from market_data_pipeline.ingest.routing import Route, nobody, outcome_of, words_of
 from market_data_pipeline.ingest.settlement import settlements
 from market_data_pipeline.ingest.work import Errand, Failure, Given, Job, Work
@@ -232,15 +232,19 @@ class _Ingest:
             )
             for work in works
             for place in np.flatnonzero(~work.masks.known).tolist()
-            if work.instrument.listed_on(work.grid.sessions[place])
+            if self._as_asked(work.instrument).listed_on(work.grid.sessions[place])
         ]
         if new:
             self._pipeline.ledger.open_sessions(new, known_at=self._pipeline.known_at(self._now))
 
+    def _as_asked(self, instrument: Instrument) -> Instrument:
+        """Asked again on purpose, what was inferred of the listing is in question, too: only the universe file holds."""
+        return instrument.as_filed if self._refetch else instrument
+
     def _cut(self, work: Work) -> None:
         """The jobs of one instrument. No session is in two of them."""
         grid = work.grid
-        wanted = self._due(grid) & listed(work.instrument, grid)
+        wanted = self._due(grid) & listed(self._as_asked(work.instrument), grid)
         mine = [capability for capability in self._configured if capability.knows(work.instrument.calendar)]
         wanted &= np.logical_or.reduce([np.zeros(len(wanted), bool), *(within_reach(grid, c, self._now_seconds) for c in mine)])
         wanted &= ~np.repeat(work.masks.misfit, grid.lengths)
@@ -271,6 +275,15 @@ class _Ingest:
         A session goes whole to the first who has all that is wanted of it, or else to the first who has anything.
         """
         grid, left = work.grid, wanted.copy()
+        beside = neighbours(
+            grid,
+            self._pipeline.calendars(work.instrument.calendar),
+            work.masks.resolved,
+            work.masks.attempts,
+            confirm_after=self._pipeline.settings.healing_policy.confirm_after,
+            now=self._now_seconds,
+            settle_seconds=self._settle,
+        )
         shares: list[tuple[BarsProvider, Capability, Window]] = []
         for is_whole in (True, False):
             for provider, capability in route.order:
@@ -284,7 +297,7 @@ class _Ingest:
                 # No window may span a session that is another's.
                 stretch = np.repeat(np.cumsum(grid.sessions_with(wanted) & ~my_sessions), grid.lengths)
                 for number in np.unique(stretch[mine]).tolist() if stretch[-1] else [0]:
-                    cut = windows(grid, mine & (stretch == number), due, capability, now=self._now_seconds)
+                    cut = windows(grid, mine & (stretch == number), due, capability, now=self._now_seconds, beside=beside)
                     shares += [(provider, capability, window) for window in cut]
                 left &= ~np.repeat(my_sessions, grid.lengths)
         return shares, left
@@ -493,21 +506,22 @@ class _Ingest:
         job = errand.job
         misfit = job.work.masks.misfit[errand.window.sessions]
         received = job.received[job.within(errand.window)]
-        grid = errand.grid.without(misfit)
+        grid, calendar = errand.grid.without(misfit), self._pipeline.calendars(job.work.instrument.calendar)
         return judge(
             answer,
             symbol_id=job.work.instrument.symbol_id,
             window=errand.window,
             # The ledger of a misfit session has another grid: nothing may be stored for it until it is reconciled.
             grid=grid,
-            calendar=self._pipeline.calendars(job.work.instrument.calendar),
+            calendar=calendar,
             now=self._now_seconds,
             settle_seconds=self._settle_of(errand.capability),
             # Another provider only fills the holes of this pass; what is stored already is the store's to defend.
             wanted=job.lacking(errand)[~np.repeat(misfit, errand.grid.lengths)] if received.any() else None,
             reference=self._reference_for(job),
             basis=errand.capability.basis,
-            settlements=settlements(grid, self._pipeline.calendars(job.work.instrument.calendar), errand.capability),
+            settlements=settlements(grid, calendar, errand.capability),
+            next_over=next_over(grid, calendar, settle_seconds=self._settle_of(errand.capability)),
         )
 
     def _take(self, errand: Errand, judged: Judged) -> None:
@@ -558,7 +572,9 @@ class _Ingest:
         job, grid = errand.job, errand.job.work.grid
         masks, bars_here = job.work.masks, grid.bars_of(errand.window.sessions)
         part, lacking = errand.grid, job.lacking(errand)
-        held = masks.resolved[bars_here] | job.received[job.within(errand.window)]
+        # Asked again on purpose, a stored bar that does not come is lacking like any other: the next provider may have it.
+        stands = masks.resolved & ~masks.present if self._refetch else masks.resolved
+        held = stands[bars_here] | job.received[job.within(errand.window)]
         wanted = np.zeros(len(grid.opened_at), bool)
         by_session = zip(part.split(self._due(part)), part.split(held), part.split(lacking), strict=True)
         for place, (due, here, lacks) in enumerate(by_session, start=errand.window.sessions.start):

@@ -12,7 +12,6 @@ import numpy as np
 from market_data_pipeline.domain.candles import CandleColumns
 from market_data_pipeline.domain.capabilities import Basis
 from market_data_pipeline.domain.errors import BarrenError, PayloadError, StaleError
-from market_data_pipeline.domain.healing import enclosed
 from market_data_pipeline.domain.ports import AnsweredSession, RefusedBars
 from market_data_pipeline.domain.quality import BarFlag, Findings, Reference, examine
 from market_data_pipeline.domain.sessions import date_of
@@ -84,6 +83,8 @@ class _Rows:
     flags: Int16s
     null_places: Int64s
     stray: Int64s
+    beyond: Int32s
+    """The days of lawful bars of sessions that the grid does not have: trading was observed there."""
 
 
 def _reference(held: Reference, answer: BarsAnswer, window: Window) -> Reference:
@@ -109,14 +110,17 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
     reference: Reference | None = None,
     basis: Basis = Basis.SPLIT,
     settlements: Sequence[Settlement | None] = (),
+    next_over: Int64s | None = None,
 ) -> Judged:
     """Keep the bars that are on the grid, finished by the clock and lawful; count or refuse the rest; say what was silent.
 
-    ``grid`` holds the sessions that the window covers. Silence needs a bar of the same answer on both sides: the end of an answer
-    that was cut short is no evidence. ``wanted``: one element a bar of ``grid``, the bars to keep where only holes are filled; the
+    ``grid`` holds the sessions that the window is for. Silence needs a bar of the same answer on both sides, in the session or in
+    another: the end of an answer that was cut short is no evidence.
+
+    ``wanted``: one element a bar of ``grid``, the bars to keep where only holes are filled; the
     others count as "already_held". ``reference``: what is stored, None to judge the answer by itself alone. ``basis``: the
-    provider's declared one. ``settlements``: one a session, when an answer makes it final; left out, at once. What each rule does
-    is the table in docs/providers.md.
+    provider's declared one. ``settlements``: one a session, when an answer makes it final; left out, at once. ``next_over``: one a
+    session, when all bars of the calendar's next one are due. What each rule does is the table in docs/providers.md.
     """
     dropped = Counter(answer.fetch.dropped)
     rows = _located(answer, grid, calendar, dropped)
@@ -172,7 +176,14 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
         fetch=_told(answer.fetch, kind, int(kept.sum()), dropped),
         columns=columns.take(kept),
         session_index=(np.searchsorted(grid.offsets, places[kept], side="right") - 1).astype(np.int32),
-        sessions=_sessions(symbol_id, grid, settlements, bars=bars, came=came, quiet=quiet, due=due, asked=asked),
+        sessions=_sessions(
+            symbol_id,
+            grid,
+            _Said(bars=bars, came=came, quiet=quiet, due=due, asked=asked, silent=quiet & _between_bars(grid, came, rows.beyond)),
+            provider=answer.fetch.provider,
+            settlements=settlements or [None] * len(grid),
+            next_over=[None] * len(grid) if next_over is None else next_over.tolist(),
+        ),
         refused=_refused(columns, reasons),
         actions=answer.actions,
         float32_prices=answer.float32_prices,
@@ -214,7 +225,10 @@ def _located(answer: BarsAnswer, grid: Grid, calendar: TradingCalendar, dropped:
     on_grid = places >= 0
     if on_grid.all():
         stray = answer.columns.opened_at[:0]
-        return _Rows(answer.columns, places, located.session, flags, null_places[null_places >= 0], _with_left_out(stray, answer))
+        nowhere = located.session[:0]
+        return _Rows(
+            answer.columns, places, located.session, flags, null_places[null_places >= 0], _with_left_out(stray, answer), nowhere
+        )
     # A window may span sessions that were not asked for; their bars are good, and nobody wanted them.
     dropped["not_asked"] += int((~on_grid & (located.slot >= 0)).sum())
     dropped["outside_session"] += int((located.slot < 0).sum())
@@ -225,6 +239,7 @@ def _located(answer: BarsAnswer, grid: Grid, calendar: TradingCalendar, dropped:
         flags[on_grid],
         null_places[null_places >= 0],
         _with_left_out(answer.columns.opened_at[located.slot < 0], answer),
+        located.session[~on_grid & (located.slot >= 0) & answer.columns.obeys_ohlc_laws() & (answer.columns.low > 0)],
     )
 
 
@@ -359,32 +374,59 @@ def _refused(columns: CandleColumns, reasons: Mapping[int, str]) -> RefusedBars:
     return RefusedBars(columns.take(np.array(rows)), [reasons[row] for row in rows])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Said:
+    """What an answer says of each bar of the grid; ``silent``: quiet with bars of the answer on both sides."""
+
+    bars: Bools
+    came: Bools
+    quiet: Bools
+    silent: Bools
+    due: Bools
+    asked: Bools
+
+
+def _between_bars(grid: Grid, came: Bools, beyond: Int32s) -> Bools:
+    """The slots with a bar of the answer before and one after them, be it of a session that the grid does not have."""
+    # A bar of another day stands where that day's would: before the first slot of the next session of the grid.
+    edges = np.concatenate((np.flatnonzero(came), grid.offsets[np.searchsorted(grid.days, beyond)] - 0.5))
+    if not len(edges):
+        return np.zeros(len(came), bool)
+    slots = np.arange(len(came))
+    inside: Bools = (slots > edges.min()) & (slots < edges.max())
+    return inside
+
+
 def _sessions(
     symbol_id: int,
     grid: Grid,
-    settlements: Sequence[Settlement | None],
+    said: _Said,
     *,
-    bars: Bools,
-    came: Bools,
-    quiet: Bools,
-    due: Bools,
-    asked: Bools,
+    provider: str,
+    settlements: Sequence[Settlement | None],
+    next_over: Sequence[int | None],
 ) -> list[AnsweredSession]:
-    masks = (grid.split(mask) for mask in (bars, came, quiet, due, asked))
-    by_session = zip(grid.sessions, settlements or [None] * len(grid), *masks, strict=True)
+    masks = (grid.split(mask) for mask in (said.bars, said.came, said.quiet, said.silent, said.due, said.asked))
+    by_session = zip(grid.sessions, settlements, next_over, *masks, strict=True)
     return [
         AnsweredSession(
             symbol_id=symbol_id,
             session=session,
             opens_at=int(grid.opens_at[index]),
             closes_at=int(grid.closes_at[index]),
-            bars=bars_here,
-            silent=quiet_here & enclosed(came_here),
-            due=due_here,
-            is_whole=bool(asked_here.all()),
+            bars=bars,
+            silent=silent,
+            due=due,
+            is_whole=bool(asked.all()),
             settlement=settlement,
+            quiet=quiet,
+            is_barren=not came.any(),
+            providers=(provider,),
+            starts_at=grid.starts_at[grid.offsets[index] : grid.offsets[index + 1]],
+            ends_at=grid.ends_at[grid.offsets[index] : grid.offsets[index + 1]],
+            next_over_at=over,
         )
-        for index, (session, settlement, bars_here, came_here, quiet_here, due_here, asked_here) in enumerate(by_session)
+        for index, (session, settlement, over, bars, came, quiet, silent, due, asked) in enumerate(by_session)
     ]
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.finality import Settlement
     from market_data_pipeline.ingest.judge import Judged
 
+# Providers that must be silent at once for one to be the other's witness.
+_WITNESSES = 2
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
@@ -47,8 +50,9 @@ def merge(parts: Sequence[Part]) -> Merged:
     """One answer from several about one symbol, the better provider's first: of two bars for one stamp the earlier part's is kept.
 
     Bars of disjoint parts are the same whatever the order. A session is an attempt where any part of it is one, all parts
-    together: a second provider that is as silent is no second attempt. A slot is silent where a part whose silence counts has
-    nothing there, between bars of its own, and no part has the bar.
+    together: a second provider that is as silent is no second attempt, but a witness. A slot is silent where a part whose silence
+    counts has nothing there, between bars of its own, and no part has the bar; witnessed where another provider's part with bars of
+    the session has nothing there either.
     """
     if len(parts) == 1 and parts[0].is_evidence and parts[0].silence_counts:
         judged = parts[0].judged
@@ -82,18 +86,38 @@ def _session(day: date, parts: Sequence[Part]) -> AnsweredSession:
     mine = [(part, session) for part in parts for session in part.judged.sessions if session.session == day]
     first = mine[0][1]
     bars = _any([session.bars for _, session in mine])
-    silences = [session.silent for part, session in mine if part.is_evidence and part.silence_counts]
+    heard: dict[str, tuple[Bools, Bools, Bools]] = {}
+    for part, session in mine:
+        if part.is_evidence and part.silence_counts:
+            quiet = session.silent if session.quiet is None else session.quiet
+            # Silence of a provider without a single bar of the session is no second opinion, unless bars are around it.
+            credible = session.silent if session.is_barren else session.silent | quiet
+            name = part.judged.fetch.provider
+            before = heard.get(name, (np.zeros(len(bars), bool),) * 3)
+            heard[name] = before[0] | session.silent, before[1] | quiet, before[2] | credible
+    nothing = np.zeros(len(bars), bool)
+    silent = _any([nothing, *(silent for silent, _, _ in heard.values())]) & ~bars
+    quiet = _any([nothing, *(quiet for _, quiet, _ in heard.values())]) & ~bars
+    agreed = np.sum([nothing, *(credible for *_, credible in heard.values())], axis=0) >= _WITNESSES
     return AnsweredSession(
         symbol_id=first.symbol_id,
         session=day,
         opens_at=first.opens_at,
         closes_at=first.closes_at,
         bars=bars,
-        silent=_any(silences) & ~bars if silences else np.zeros(len(bars), bool),
+        silent=silent,
         due=_any([session.due for _, session in mine]),
         is_evidence=any(part.is_evidence for part, _ in mine),
         is_whole=any(session.is_whole for part, session in mine if part.is_evidence),
         settlement=_latest([session.settlement for _, session in mine]),
+        quiet=quiet,
+        is_barren=all(session.is_barren for _, session in mine),
+        witnessed=silent & agreed if len(heard) >= _WITNESSES else None,
+        seconded=quiet & ~silent & agreed if len(heard) >= _WITNESSES else None,
+        providers=tuple(sorted(name for name, (_, quiet_here, _) in heard.items() if (quiet_here & ~bars).any())),
+        starts_at=first.starts_at,
+        ends_at=first.ends_at,
+        next_over_at=first.next_over_at,
     )
 
 

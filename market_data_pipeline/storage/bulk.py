@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -20,13 +20,16 @@ import psycopg2
 import psycopg2.errors
 
 from market_data_pipeline.domain.capabilities import Feed, bars
-from market_data_pipeline.domain.coverage import LedgerRow
+from market_data_pipeline.domain.coverage import LedgerRow, Verdict, runs
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, DiskError, InvalidInputError
+from market_data_pipeline.domain.evidence import ALONE, SHORTEST_HALT_SECONDS, Rung
 from market_data_pipeline.domain.finality import Finality
-from market_data_pipeline.domain.healing import SessionAnswer, after_answer
+from market_data_pipeline.domain.healing import SessionAnswer, advanced
 from market_data_pipeline.domain.ports import WriteReport
 from market_data_pipeline.storage import binary
 from market_data_pipeline.storage.binary import CopyColumn, CopyReader
+from market_data_pipeline.storage.bitmaps import bits, mask_of
+from market_data_pipeline.storage.evidence import Decided, Question, Witnesses, record_evidence
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from market_data_pipeline.domain.candles import Bools, Int16s, Int64s, Interval
-    from market_data_pipeline.domain.healing import HealingPolicy
+    from market_data_pipeline.domain.evidence import Decision, Surroundings
+    from market_data_pipeline.domain.healing import Advanced, HealingPolicy
     from market_data_pipeline.domain.ports import AnsweredSession, CandleBatch, Fetch
 
 # A transaction holds at most this many locks for an interval, however many symbols it writes: the server's lock table is shared
@@ -135,17 +139,6 @@ on conflict (symbol_id, interval_s, session) do update
        digest = excluded.digest, halted = excluded.halted, finality = excluded.finality, recheck_at = excluded.recheck_at"""
 
 
-def bits(mask: Bools) -> str:
-    """A bitmap as Postgres reads it: '0110…'."""
-    return (mask.view(np.uint8) + ord("0")).tobytes().decode("ascii")
-
-
-def mask_of(text: str) -> Bools:
-    """The inverse of ``bits``."""
-    mask: Bools = np.frombuffer(text.encode("ascii"), np.uint8) == ord("1")
-    return mask
-
-
 def read_ledger(cursor: Cursor, interval: Interval, keys: Sequence[tuple[int, date]]) -> dict[tuple[int, date], LedgerRow]:
     """The ledger rows there are for these (symbol_id, session)s. Read under ``lock_series`` they stay true until commit."""
     cursor.execute(READ_LEDGER, ([symbol_id for symbol_id, _ in keys], [session for _, session in keys], interval.seconds))
@@ -219,12 +212,14 @@ class SessionChange:
 class StageChanges:
     """What applying a stage did, by session_index: what changed, and how many bars were left alone.
 
-    Left alone is a stored bar that differs and that another provider gave, whom the staged one's may not overrule. Sessions of
-    which there is nothing to say are in neither.
+    Left alone is a stored bar that differs and that another provider gave, whom the staged one's may not overrule.
+    ``flip_flops``: bars that went back to a value they had too often already, and were left as they are. Sessions of which there
+    is nothing to say are in none.
     """
 
     changed: Mapping[int, SessionChange]
     left_alone: Mapping[int, int]
+    flip_flops: Mapping[int, int] = field(default_factory=dict)
 
 
 def advance_ledger(  # noqa: PLR0913 - what is known before, what was answered, what it changed, and the clock
@@ -238,28 +233,98 @@ def advance_ledger(  # noqa: PLR0913 - what is known before, what was answered, 
     learned_at: datetime,
     now: datetime,
     policy: HealingPolicy,
-) -> int:
-    """Bring the ledger in line with bars just stored, and return how many slots became confirmed empty.
+    run_id: str | None = None,
+) -> Sequence[Decided]:
+    """Bring the ledger in line with bars just stored, and return which slots became confirmed empty or halted, and why.
 
     ``changes`` is by index into ``sessions``; ``digests`` are those of the answers. Rows that would say the same are not written.
+    Why a slot became empty or halted is written beside it.
     """
-    advanced, confirmed = [], 0
+    started: dict[int, LedgerRow] = {}
     for index, session in enumerate(sessions):
-        row = before.get((session.symbol_id, session.session))
-        change = changes.get(index)
+        row, change = before.get((session.symbol_id, session.session)), changes.get(index)
         if row is not None and change is None and row.digest is not None and row.digest == digests[index] and _is_settled(row):
             continue
-        start = row or _opened(session, interval, known_at=learned_at)
-        answer = SessionAnswer(session.bars, session.silent, session.is_evidence, session.is_whole, session.settlement)
-        after = after_answer(start, answer, due=session.due, now=now, policy=policy)
-        complete_answer = bool(session.bars.any()) and np.array_equal(after.present, session.bars)
+        started[index] = row or _opened(session, interval, known_at=learned_at)
+    steps = _decided(cursor, interval, started, sessions, now=now, policy=policy)
+    written: list[LedgerRow] = []
+    decisions: list[Decided] = []
+    for index, step in steps.items():
+        session, start, change = sessions[index], started[index], changes.get(index)
+        complete_answer = bool(session.bars.any()) and np.array_equal(step.row.present, session.bars)
         known_at = start.known_at if change is None else max(learned_at, instant_of(change.known_at))
-        after = replace(after, digest=digests[index] if complete_answer else None, known_at=known_at)
-        confirmed += int((after.confirmed_empty & ~start.confirmed_empty).sum())
+        after = replace(step.row, digest=digests[index] if complete_answer else None, known_at=known_at)
+        decisions += [Decided(session.symbol_id, session.session, decision) for decision in step.decisions]
+        row = before.get((session.symbol_id, session.session))
         if row is None or _says_more(after, row):
-            advanced.append(after)
-    write_ledger(cursor, interval, advanced)
-    return confirmed
+            written.append(after)
+    write_ledger(cursor, interval, written)
+    record_evidence(cursor, interval, decisions, now=now, run_id=run_id)
+    return decisions
+
+
+def _decided(
+    cursor: Cursor,
+    interval: Interval,
+    started: Mapping[int, LedgerRow],
+    sessions: Sequence[AnsweredSession],
+    *,
+    now: datetime,
+    policy: HealingPolicy,
+) -> dict[int, Advanced]:
+    """Each row after its answer. What is known beside an answer is only looked up where the answer leaves something open."""
+    said = {index: _said(sessions[index]) for index in started}
+
+    def step(index: int, surroundings: Surroundings = ALONE) -> Advanced:
+        due = sessions[index].due
+        return advanced(started[index], said[index], due=due, now=now, policy=policy, surroundings=surroundings)
+
+    steps = {index: step(index) for index in started}
+    questions = {
+        index: Question(started[index], open_slots, session.starts_at, session.ends_at)
+        for index in steps
+        if (session := sessions[index]).is_evidence
+        and session.due.all()
+        and (open_slots := ~started[index].resolved & ~session.bars).any()
+    }
+    if not questions:
+        return steps
+    witnesses = Witnesses(cursor, interval)
+    found = dict(zip(questions, witnesses.of(list(questions.values())), strict=True))
+    steps |= {index: step(index, found[index]) for index in questions}
+    doubted = [index for index in questions if _needs_company(steps[index].decisions, found[index], interval)]
+    if doubted:
+        learned = {(row.symbol_id, row.session): row for row in (one.row for one in steps.values())}
+        asked = [questions[index] for index in doubted]
+        accompanied = witnesses.with_company(asked, [found[index] for index in doubted], learned)
+        steps |= {index: step(index, surroundings) for index, surroundings in zip(doubted, accompanied, strict=True)}
+    return steps
+
+
+def _said(session: AnsweredSession) -> SessionAnswer:
+    return SessionAnswer(
+        session.bars,
+        session.silent,
+        session.is_evidence,
+        session.is_whole,
+        session.settlement,
+        quiet=session.quiet,
+        witnessed=session.witnessed,
+        seconded=session.seconded,
+        providers=session.providers,
+        next_over_at=session.next_over_at,
+    )
+
+
+def _needs_company(decisions: Sequence[Decision], surroundings: Surroundings, interval: Interval) -> bool:
+    """Whether the company of the symbol could change what is about to be confirmed: doubt it, or call it a halt."""
+    empty = [decision for decision in decisions if decision.verdict is Verdict.CONFIRMED_EMPTY]
+    if any(decision.rung is not Rung.SECOND_PROVIDER for decision in empty):
+        return True
+    if not empty or not surroundings.may_halt:
+        return False
+    together = np.logical_or.reduce([decision.slots for decision in empty])
+    return any((run.last - run.first) * interval.seconds >= SHORTEST_HALT_SECONDS for run in runs(together))
 
 
 def _is_settled(row: LedgerRow) -> bool:
@@ -309,12 +374,23 @@ VALUES = PRICES + MEASURES
 ORIGIN = ("fetch_id", "as_of", "provider", "feed", "flags")
 # What a provider that the policy does not name counts as: behind all that it names.
 _BEHIND_ALL = 32_767
+# How often a bar may take one value. Twice, so that a correction survives one relapse: old, new, a stale server's old, new. From
+# then on two servers that tell different values are no news: revisions end at twice the number of values ever told.
+MOST_TENURES = 2
 
 
-def _same_float32(column: str) -> str:
+def _same_float32(column: str, alias: str) -> str:
     # The cast fails beyond float32's range, so it is only tried within.
-    within = " and ".join(f"abs({alias}.{column}) between 1e-37 and 3e38" for alias in "bs")
-    return f"b.{column} = s.{column} or case when {within} then b.{column}::float4 = s.{column}::float4 else false end"
+    within = " and ".join(f"abs({name}.{column}) between 1e-37 and 3e38" for name in (alias, "s"))
+    return f"{alias}.{column} = s.{column} or case when {within} then {alias}.{column}::float4 = s.{column}::float4 else false end"
+
+
+def _differs(alias: str, *, as_float32: bool) -> str:
+    """Whether a stored bar, or a value it had, differs from the staged one; ``alias`` is its table's."""
+    if not as_float32:
+        return f"({_listed(VALUES, alias)}) is distinct from ({_listed(VALUES, 's')})"
+    measures = f"({_listed(MEASURES, alias)}) is distinct from ({_listed(MEASURES, 's')})"
+    return " or ".join([measures, *(f"not ({_same_float32(column, alias)})" for column in PRICES)])
 
 
 def _listed(columns: Sequence[str], alias: str = "") -> str:
@@ -337,11 +413,6 @@ class StagedTable:
         # Bounds on every part of the key let the planner read just that piece of a table with years in it.
         same_bar = " and ".join(f"b.{column} = s.{column}" for column in key)
         here = f"{same_bar} and b.symbol_id = any(%(symbol_ids)s) and b.{opened} between %(first)s and %(last)s"
-        exactly = f"({_listed(VALUES, 'b')}) is distinct from ({_listed(VALUES, 's')})"
-        as_float32 = " or ".join(
-            [f"({_listed(MEASURES, 'b')}) is distinct from ({_listed(MEASURES, 's')})"]
-            + [f"not ({_same_float32(column)})" for column in PRICES]
-        )
         # A stored bar is its provider's: another one only fills holes, unless the policy ranks it higher and it was asked to.
         overrules = (
             f"b.provider = s.provider or coalesce(array_position(%(ranking)s::int2[], s.provider)"
@@ -352,36 +423,48 @@ class StagedTable:
         self._open = f"""
 set local client_min_messages = warning;
 create temporary table if not exists {self.stage} (like {name} including defaults, session_index int4) on commit delete rows;
-create temporary table if not exists {changed} (like {self.stage} including defaults, stored boolean, overrules boolean)
+create temporary table if not exists {changed}
+  (like {self.stage} including defaults, stored boolean, overrules boolean, flips boolean)
   on commit delete rows;
 do $$ begin
   if pg_relation_size('{self.stage}') + pg_relation_size('{changed}') > 0 then truncate {self.stage}, {changed}; end if;
 end $$"""
+        # The same bar among the revisions: only its own provider's values count, and only what differs is ever looked up.
+        seconds = "s.interval_s" if "interval_s" in key else DAY_SECONDS
+        stamp = f"s.{opened}" if "interval_s" in key else f"s.{opened}::timestamp at time zone 'UTC'"
+        same_revision = (
+            f"r.symbol_id = s.symbol_id and r.interval_s = {seconds} and r.opened_at = {stamp} and r.provider = s.provider"
+        )
         # A bar that is newer than our knowledge time (edited by hand, or a clock that ran ahead) still gets a later one.
         self._compare = {
             float32: f"""
 with found as (
-  insert into {changed} ({_listed(self.columns)}, session_index, stored, overrules)
+  insert into {changed} ({_listed(self.columns)}, session_index, stored, overrules, flips)
   select {_listed((*key, *VALUES), "s")}, s.fetch_id, greatest(s.as_of, b.as_of + interval '1 microsecond'),
-         s.provider, s.feed, s.flags, s.session_index, b.symbol_id is not null, {overrules}
+         s.provider, s.feed, s.flags, s.session_index, b.symbol_id is not null, {overrules},
+         b.provider = s.provider and %(most_tenures)s <= (
+           select count(*) from candle_revisions r where {same_revision} and not ({_differs("r", as_float32=float32)}))
     from {self.stage} s left join {name} b on {here}
-   where b.symbol_id is null or {differs}
-  returning session_index, stored, overrules, as_of)
-select session_index, count(*) filter (where not stored), count(*) filter (where stored and overrules),
-       count(*) filter (where stored and not overrules),
-       coalesce((extract(epoch from max(as_of) filter (where overrules or not stored)) * 1000000)::int8, 0)
+   where b.symbol_id is null or ({_differs("b", as_float32=float32)})
+  returning session_index, stored, overrules, coalesce(flips, false) as flips, as_of)
+select session_index, count(*) filter (where not stored), count(*) filter (where stored and overrules and not flips),
+       count(*) filter (where stored and not overrules), count(*) filter (where flips),
+       coalesce((extract(epoch from max(as_of) filter (where overrules and not flips or not stored)) * 1000000)::int8, 0)
   from found group by session_index"""  # noqa: S608 - column and table names of this module
-            for float32, differs in ((False, exactly), (True, f"({as_float32})"))
+            for float32 in (False, True)
         }
         # Whose answer it was is told how many of its bars were not taken: nothing is left out in silence.
-        self._note_left_alone = f"""
-update fetches f set dropped = f.dropped || jsonb_build_object('left_alone', k.bars)
-  from (select fetch_id, count(*) as bars from {changed} where stored and not overrules group by fetch_id) k
+        self._note_untaken = f"""
+update fetches f set dropped = f.dropped || k.told
+  from (select fetch_id, jsonb_object_agg(why, bars) as told
+          from (select fetch_id, case when flips then 'flip_flop' else 'left_alone' end as why, count(*) as bars
+                  from {changed} where stored and (flips or not overrules) group by 1, 2) w
+         group by fetch_id) k
  where f.fetch_id = k.fetch_id"""  # noqa: S608 - as above
         replaced = (*VALUES, *ORIGIN)
         self._apply = f"""
 merge into {name} b using {changed} s on {here}
-when matched and s.overrules then update set {", ".join(f"{column} = s.{column}" for column in replaced)}
+when matched and s.overrules and s.flips is not true then update set {", ".join(f"{column} = s.{column}" for column in replaced)}
 when not matched then insert ({_listed(self.columns)}) values ({_listed(self.columns, "s")})"""  # noqa: S608 - as above
         self._copy = f"copy {name} ({_listed(self.columns)}) from stdin (format binary)"
         self._copy_stage = f"copy {self.stage} ({_listed(self.columns)}, session_index) from stdin (format binary)"
@@ -414,27 +497,30 @@ when not matched then insert ({_listed(self.columns)}) values ({_listed(self.col
         last: datetime | date,
         float32_prices: bool = False,
         ranking: Sequence[int] | None = None,
+        most_tenures: int | None = MOST_TENURES,
     ) -> StageChanges:
         """Write the staged bars that are new or differ from what is stored; the triggers keep what is replaced.
 
         The bounds must enclose the stage: a bar outside them counts as new. ``float32_prices``: prices that are the same float32
         are the same. ``ranking``: the numbers of providers, best first: a stored bar gives way to that of a better one, too. None:
-        only to its own provider's.
+        only to its own provider's. ``most_tenures``: how often a bar may take one value of one provider; None: as often as it is
+        told, for what is computed and follows what it is computed from.
         """
         bounds = {"symbol_ids": sorted(symbol_ids), "first": first, "last": last}
-        cursor.execute(self._compare[float32_prices], {**bounds, "ranking": ranking})
-        found = cast("list[tuple[int, int, int, int, int]]", cursor.fetchall())
+        cursor.execute(self._compare[float32_prices], {**bounds, "ranking": ranking, "most_tenures": most_tenures})
+        found = cast("list[tuple[int, int, int, int, int, int]]", cursor.fetchall())
         changed = {
             index: SessionChange(inserted, revised, known_at)
-            for index, inserted, revised, _, known_at in found
+            for index, inserted, revised, *_, known_at in found
             if inserted or revised
         }
-        left_alone = {index: bars for index, _, _, bars, _ in found if bars}
+        left_alone = {index: bars for index, _, _, bars, *_ in found if bars}
+        flip_flops = {index: bars for index, *_, bars, _ in found if bars}
         if changed:
             cursor.execute(self._apply, bounds)
-        if left_alone:
-            cursor.execute(self._note_left_alone)
-        return StageChanges(changed, left_alone)
+        if left_alone or flip_flops:
+            cursor.execute(self._note_untaken)
+        return StageChanges(changed, left_alone, flip_flops)
 
 
 INTRADAY = StagedTable("candles_intraday", ("symbol_id", "interval_s", "opened_at"))
@@ -511,6 +597,9 @@ class CandleWriter:
         left alone. ``ranking``, names of providers, best first, is for asking again on purpose: a bar then also gives way to a
         provider that stands before its own, which counts as last where it is not named.
 
+        A value that a bar has had ``MOST_TENURES`` times already is not taken again: two servers of one provider that tell
+        different values in turn make no endless revisions. A value never told before always is.
+
         Raises ValueError for a batch that breaks its contract and psycopg2's CheckViolation for a bar that breaks a law of the
         table: both are the caller's bugs.
         """
@@ -529,17 +618,21 @@ class CandleWriter:
             providers = {name: provider_number(cursor, name) for name in names}
             stored = _Bars(batch, offsets, digests, before, fetch_ids, providers, learned_at, ranking).store(cursor)
             changes = stored.changed
-            confirmed = advance_ledger(
+            decided = advance_ledger(
                 cursor,
                 batch.interval,
                 before=before,
                 sessions=batch.sessions,
                 changes=changes,
                 # What differs from what is stored must be compared again the next time.
-                digests=[None if index in stored.left_alone else digest for index, digest in enumerate(digests)],
+                digests=[
+                    None if index in stored.left_alone or index in stored.flip_flops else digest
+                    for index, digest in enumerate(digests)
+                ],
                 learned_at=learned_at,
                 now=now,
                 policy=policy,
+                run_id=run_id,
             )
             inserted = sum(change.inserted for change in changes.values())
             revised = sum(change.revised for change in changes.values())
@@ -547,16 +640,19 @@ class CandleWriter:
             _keep_actions(cursor, batch, fetch_ids, learned_at)
             if changes:
                 _move_cursors(cursor, batch, {batch.sessions[index].symbol_id for index in changes}, now)
-            if changes or confirmed:
+            if changes or decided:
                 _notify(cursor, batch.interval, symbols=len(symbol_ids), rows=inserted + revised)
-        left_alone = sum(stored.left_alone.values())
+        left_alone, flip_flops = sum(stored.left_alone.values()), sum(stored.flip_flops.values())
         return WriteReport(
             inserted=inserted,
             revised=revised,
-            unchanged=len(batch.columns) - inserted - revised - left_alone,
+            unchanged=len(batch.columns) - inserted - revised - left_alone - flip_flops,
             left_alone=left_alone,
+            flip_flops=flip_flops,
             refused=refused,
-            confirmed_empty=confirmed,
+            confirmed_empty=sum(
+                int(decision.slots.sum()) for *_, decision in decided if decision.verdict is Verdict.CONFIRMED_EMPTY
+            ),
             known_at=max([learned_at, *(instant_of(change.known_at) for change in changes.values())]),
         )
 
@@ -640,7 +736,7 @@ class _Bars:
         table = table_of(self.batch.interval)
         counts = np.diff(self.offsets)
         changes: dict[int, SessionChange] = {}
-        left_alone: Mapping[int, int] = {}
+        untaken = StageChanges({}, {})
         if new:
             if table.copy_new(cursor, self._reader(new, known_at)):
                 changes = {index: SessionChange(int(counts[index]), 0, int(known_at[index])) for index in new}
@@ -662,8 +758,8 @@ class _Bars:
                 ranking=None if self.ranking is None else [self.providers[name] for name in self.ranking],
             )
             changes |= applied.changed
-            left_alone = applied.left_alone
-        return StageChanges(changes, left_alone)
+            untaken = applied
+        return StageChanges(changes, untaken.left_alone, untaken.flip_flops)
 
     def _by_fetch(self, values: Sequence[int], rows: slice | Bools) -> int | Int16s:
         """What each bar has from its fetch: one value where all have the same, which costs the copy nothing."""

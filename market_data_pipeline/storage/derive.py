@@ -20,10 +20,10 @@ from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.ports import Fetch
 from market_data_pipeline.domain.sessions import date_of, day_number
+from market_data_pipeline.storage.bitmaps import bits
 from market_data_pipeline.storage.bulk import (
     CHANNEL,
     INTRADAY,
-    bits,
     database_time,
     instant_of,
     lock_series,
@@ -384,6 +384,8 @@ class _Derivation:
             symbol_ids=symbol_ids,
             first=instant_of(first.opens_at * 1_000_000),
             last=instant_of(last.closes_at * 1_000_000),
+            # Minutes that take turns bring the same bar back more often than any one of them.
+            most_tenures=None,
         ).changed
 
     def _reports(

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from market_data_pipeline.domain.candles import Bools, Interval
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.finality import Finality, Settlement
-from market_data_pipeline.domain.healing import HealingPolicy, SessionAnswer, after_answer, after_failure, enclosed
+from market_data_pipeline.domain.healing import HealingPolicy, SessionAnswer, after_answer, after_failure
 
 SLOTS = 12
 OPEN = datetime(2024, 6, 3, 13, 30, tzinfo=UTC)
@@ -54,8 +54,10 @@ def a_row(**changes: Any) -> LedgerRow:  # noqa: ANN401 - any field
 
 
 def an_answer(bars: Bools) -> SessionAnswer:
-    """An answer about the whole session that holds ``bars`` and is silent about the rest."""
-    return SessionAnswer(bars=bars, silent=~bars)
+    """An answer about the whole session, and nothing else, that holds ``bars`` and is silent about the rest."""
+    places = np.flatnonzero(bars)
+    inside = (np.arange(SLOTS) > places.min(initial=SLOTS)) & (np.arange(SLOTS) < places.max(initial=-1))
+    return SessionAnswer(bars=bars, silent=~bars & inside, quiet=~bars)
 
 
 ALL_DUE = np.ones(SLOTS, bool)
@@ -104,12 +106,12 @@ def test_present_bars_stay_present_and_no_slot_is_both_present_and_empty(
 
 
 @given(rows(), answers(), slots, times, policies)
-def test_a_slot_is_only_called_empty_on_silence_between_trades_and_stays_so_until_a_bar_comes(
+def test_a_slot_is_only_called_empty_on_silence_and_stays_so_until_a_bar_comes(
     row: LedgerRow, answer: SessionAnswer, due: Bools, now: datetime, policy: HealingPolicy
 ) -> None:
     after = after_answer(row, answer, due=due, now=now, policy=policy)
     newly_empty = after.confirmed_empty & ~row.confirmed_empty
-    assert not (newly_empty & ~(answer.silent & enclosed(after.present))).any()
+    assert not (newly_empty & ~answer.silent).any()
     assert not (row.confirmed_empty & ~after.confirmed_empty & ~answer.bars).any()
     if newly_empty.any():
         assert after.attempts >= policy.confirm_after
@@ -210,7 +212,7 @@ def test_a_session_only_ever_becomes_surer_and_is_checked_again_until_it_is_fina
         if after.finality is Finality.FINAL:
             assert after.recheck_at is None
         elif answer.settlement is not None:
-            assert after.recheck_at == answer.settlement.recheck_after(after.finality)
+            assert after.recheck_at == answer.settlement.recheck_at(after.finality, now=now, shortest=POLICY.wait(1))
         row = after
 
 
@@ -235,7 +237,17 @@ def test_an_answer_about_a_part_of_the_session_or_from_the_past_makes_nothing_fi
     late = CLOSE + timedelta(days=3)
     for answer in (replace(WHOLE, is_whole=False), replace(WHOLE, is_evidence=False)):
         after = after_answer(a_row(), answer, due=ALL_DUE, now=late, policy=POLICY)
-        assert (after.finality, after.recheck_at) == (Finality.PROVISIONAL, CLOSE + timedelta(hours=1))
+        # It was due since an hour after the close: the next one is as much later again.
+        assert (after.finality, after.recheck_at) == (Finality.PROVISIONAL, late + timedelta(hours=71))
+
+
+def test_an_answer_that_lacks_much_of_what_we_hold_deletes_and_confirms_nothing() -> None:
+    held = a_row(present=ALL_DUE)
+    few = replace(WHOLE, bars=mask("######......"), silent=mask("......######"))
+    at = CLOSE + timedelta(hours=2)
+    after = after_answer(held, few, due=ALL_DUE, now=at, policy=POLICY)
+    assert after.present.all()
+    assert (after.finality, after.recheck_at) == (Finality.PROVISIONAL, at + timedelta(hours=1))
 
 
 def test_a_bar_that_comes_after_all_is_no_longer_halted() -> None:
@@ -329,17 +341,8 @@ def test_the_last_bar_of_a_closed_session_that_has_not_settled_is_asked_for_too(
 def test_an_answer_ends_a_row_of_failures() -> None:
     failed = after_failure(a_row(failures=4), now=EVENING, policy=POLICY)
     assert failed.failures == 5
-    assert after_answer(failed, an_answer(GAP), due=ALL_DUE, now=EVENING, policy=POLICY).failures == 0
-
-
-@pytest.mark.parametrize(
-    ("present", "expected"),
-    [
-        ("............", "............"),
-        ("....#.......", "............"),
-        ("#..........#", ".##########."),
-        ("..#.#..#....", "...####....."),
-    ],
-)
-def test_a_slot_is_enclosed_when_bars_were_seen_before_and_after_it(present: str, expected: str) -> None:
-    assert np.array_equal(enclosed(mask(present)), mask(expected))
+    answered = after_answer(failed, an_answer(GAP), due=ALL_DUE, now=EVENING, policy=POLICY)
+    assert answered.failures == 0
+    # One that brings nothing does not start the count anew: see the bound.
+    again = after_failure(answered, now=EVENING, policy=POLICY)
+    assert after_answer(again, an_answer(GAP), due=ALL_DUE, now=EVENING + timedelta(hours=2), policy=POLICY).failures == 1

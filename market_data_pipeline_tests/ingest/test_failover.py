@@ -12,11 +12,13 @@ import pytest
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.domain.evidence import Rung
 from market_data_pipeline.domain.health import Breaker
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.report import Stretch
 from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
+from market_data_pipeline.storage.evidence import Evidence
 from market_data_pipeline_tests.world import (
     FRIDAY,
     MONDAY,
@@ -125,8 +127,22 @@ def test_an_answer_that_is_not_short_waits_for_the_next_attempt_and_is_then_comp
         assert worlds.asked() == {"yahoo": 1, "massive": 1}
 
 
-def test_a_minute_that_nobody_has_is_confirmed_after_spaced_passes_and_two_silences_in_one_are_one_attempt(worlds: Worlds) -> None:
+def test_a_minute_that_two_providers_lack_at_once_is_confirmed_at_the_first_attempt(
+    worlds: Worlds,
+) -> None:
     with worlds.of("yahoo", "massive") as world:
+        [thin] = world.load("THIN")
+        [report] = ask(world, [thin])
+        assert (report.verdicts[Verdict.PRESENT], report.verdicts[Verdict.CONFIRMED_EMPTY]) == (279, 111)
+        assert worlds.asked() == {"yahoo": 1, "massive": 1}
+        assert ledger(world, thin) == (1, 0, None)
+        [row] = Evidence(world.pipeline.engine).of(thin.symbol_id, Interval.M1, MONDAY, MONDAY)
+        assert (row.rung, row.providers, row.attempts) == (Rung.SECOND_PROVIDER, ("massive", "yahoo"), 1)
+        assert int(row.slots.sum()) == 111
+
+
+def test_a_minute_that_one_provider_lacks_alone_is_confirmed_by_the_third_spaced_pass(worlds: Worlds) -> None:
+    with worlds.of("yahoo") as world:
         [thin] = world.load("THIN")
         for hours, attempts in ((0, 1), (1, 2)):
             worlds.simulator.set_now(SATURDAY + timedelta(hours=hours))
@@ -136,7 +152,7 @@ def test_a_minute_that_nobody_has_is_confirmed_after_spaced_passes_and_two_silen
         worlds.simulator.set_now(SATURDAY + timedelta(hours=8))
         [report] = ask(world, [thin])
         assert (report.verdicts[Verdict.PRESENT], report.verdicts[Verdict.CONFIRMED_EMPTY]) == (279, 111)
-        assert worlds.asked() == {"yahoo": 3, "massive": 3}
+        assert worlds.asked() == {"yahoo": 3}
 
 
 def test_a_provider_that_is_down_costs_a_few_requests_and_the_next_gives_everything(worlds: Worlds) -> None:
