@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from market_data_pipeline.domain.candles import DERIVED_INTERVALS, FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.capabilities import Lane
@@ -27,6 +27,7 @@ from market_data_pipeline.simulator.client import running_simulator
 from market_data_pipeline.simulator.drill import random_faults
 from market_data_pipeline.simulator.ground import loaded, planned_next
 from market_data_pipeline.simulator.week_market import FIRST, LAST, facts_of, listing_rules, outage_rules, write_market
+from market_data_pipeline.storage.budgets import PostgresBudget
 from market_data_pipeline.storage.reconcile import repair
 from market_data_pipeline.wiring import open_pipeline
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from market_data_pipeline.simulator.client import RunningSimulator
     from market_data_pipeline.simulator.ground import ProvingGround
     from market_data_pipeline.simulator.week_market import Facts
+
+Judged = TypeVar("Judged")
 
 PROVIDERS = "yahoo,alpaca,massive"
 # Real seconds: nobody is to be slowed down by a limit that virtual minutes have long lifted.
@@ -113,6 +116,7 @@ class Lived:
     """A week that is over, its database still there."""
 
     plan: WeekPlan
+    faulty: bool
     facts: Facts
     data: Path
     diary: Diary
@@ -122,7 +126,7 @@ class Lived:
     seconds: float
 
 
-def live(place: ProvingGround, plan: WeekPlan, *, faulty: bool, judge: Callable[[Lived], Any]) -> Any:  # noqa: ANN401 - what judge returns
+def live(place: ProvingGround, plan: WeekPlan, *, faulty: bool, judge: Callable[[Lived], Judged]) -> Judged:
     """Live through the week of ``plan`` and hand what came of it to ``judge`` before its database goes; what that returns.
 
     Not ``faulty``: the same market with its halts, listings, late prints and corrections, and providers that never fail.
@@ -132,7 +136,7 @@ def live(place: ProvingGround, plan: WeekPlan, *, faulty: bool, judge: Callable[
     if not data.exists():
         data.mkdir()
         write_market(data, facts, symbols=plan.symbols)
-    rules = listing_rules(facts)
+    rules: list[Mapping[str, Any]] = [*listing_rules(facts)]
     if faulty:
         rules = [*outage_rules(facts), *rules, *random_faults("yahoo", plan.probability).rules]
     with (
@@ -154,7 +158,15 @@ def live(place: ProvingGround, plan: WeekPlan, *, faulty: bool, judge: Callable[
         week = _Week(plan, facts, data, simulator, settings, stack)
         week.live()
         lived = Lived(
-            plan, facts, data, week.diary, week.pipeline, week.instruments, simulator.over_limit(), time.monotonic() - started
+            plan,
+            faulty,
+            facts,
+            data,
+            week.diary,
+            week.pipeline,
+            week.instruments,
+            simulator.over_limit(),
+            time.monotonic() - started,
         )
         return judge(lived)
 
@@ -186,11 +198,11 @@ class _Week:
         while at <= self._facts.ends_at:
             self._tick(at, is_running=True)
             at += self._plan.tick
-        end = at + SETTLING
-        while at is not None and at <= end:
-            self._tick(at, is_running=False)
-            at = self._next_instant()
-        self.diary.ended_at, self.diary.is_at_rest = self._now, at is None
+        end, planned = at + SETTLING, self._next_instant()
+        while planned is not None and planned <= end:
+            self._tick(planned, is_running=False)
+            planned = self._next_instant()
+        self.diary.ended_at, self.diary.is_at_rest = self._now, planned is None
 
     def _next_instant(self) -> datetime | None:
         planned = planned_next(self.pipeline, rechecks=True)
@@ -324,10 +336,13 @@ class _Week:
         """What settles or becomes final is asked for again."""
         by_id = {instrument.symbol_id: instrument for instrument in self.instruments}
         stretches: dict[Interval, list[Stretch]] = defaultdict(list)
-        with self.pipeline.engine.connect() as connection:
-            due = connection.exec_driver_sql(_DUE_RECHECKS, {"now": self._now}).all()
-        for symbol_id, interval_s, session in due:
-            stretches[Interval.of_seconds(interval_s)].append(Stretch(by_id[symbol_id], session, session))
+        for due in self.pipeline.ledger.due_rechecks(
+            self._now,
+            limit=GAPS_A_TICK,
+            intervals=FETCHED_INTERVALS,
+            reach_seconds=self.pipeline.reaches(FETCHED_INTERVALS),
+        ):
+            stretches[due.interval].append(Stretch(by_id[due.symbol_id], due.first, due.last))
         self._run("recheck", stretches, derive=True, refetch=True)
 
     def _run(self, cause: str, stretches: Mapping[Interval, Sequence[Stretch]], *, derive: bool, refetch: bool = False) -> None:
@@ -360,10 +375,10 @@ class _Week:
             self.diary.faults[named] += 1
             for symbol in (entry["symbol"] or "").split(","):
                 self.diary.struck.setdefault((symbol, entry["capability"], self._now), named)
-        if refused and self.pipeline.budget is not None:
+        if refused:
             # Budgets live in real time. By the next tick, virtual minutes later, what a refusal taught is over.
             for provider in PROVIDERS.split(","):
-                self.pipeline.budget.reset(provider)
+                PostgresBudget(self.pipeline.engine).reset(provider)
 
     @staticmethod
     def _by_calendar(instruments: Iterable[Instrument]) -> dict[str, list[Instrument]]:
@@ -371,12 +386,6 @@ class _Week:
         for instrument in instruments:
             grouped[instrument.calendar].append(instrument)
         return grouped
-
-
-_DUE_RECHECKS = """
-select c.symbol_id, c.interval_s, c.session from coverage c
- where c.recheck_at <= %(now)s order by c.recheck_at, c.symbol_id, c.interval_s, c.session
-"""
 
 
 def digest_as_of(pipeline: Pipeline, instruments: Sequence[Instrument], facts: Facts, at: datetime) -> str:

@@ -96,7 +96,7 @@ class WeekReport:
         return not self.complaints
 
 
-def report_of(lived: Lived, *, faulty: bool) -> WeekReport:
+def report_of(lived: Lived) -> WeekReport:
     """Measure and judge a week that is over."""
     judge = _Judge(lived)
     losses = judge.losses()
@@ -115,7 +115,7 @@ def report_of(lived: Lived, *, faulty: bool) -> WeekReport:
         providers[provider] += count
     return WeekReport(
         plan=lived.plan,
-        faulty=faulty,
+        faulty=lived.faulty,
         ticks=diary.ticks,
         virtual=(diary.ended_at or lived.facts.ends_at) - lived.facts.begins_at,
         requests=dict(sorted(causes.items())),
