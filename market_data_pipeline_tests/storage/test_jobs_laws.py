@@ -1,0 +1,251 @@
+"""The laws of the job queue, over any history: no job lost or twice, effects at most once, fences hold, caps and rates hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from market_data_pipeline.domain.queue import JobState, QueuePolicy, batch_size, sort_submitted
+from market_data_pipeline.domain.universe import Tier
+from market_data_pipeline.storage.jobs import JobQueue
+from market_data_pipeline_tests.storage.test_jobs import FAST, backfill, pass_time
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from market_data_pipeline.domain.queue import Lease
+
+TIERS = st.sampled_from([Tier.T0, Tier.T1])
+CAPS = {Tier.T0: 6, Tier.T1: 4, Tier.T2: 0}
+POLICY = QueuePolicy(caps=CAPS, dispatch_per_second=FAST, retry_seconds=0.0, most_attempts=3)
+JOBS = st.lists(st.tuples(st.integers(0, 11), TIERS, st.sampled_from(["", "again"])), min_size=1, max_size=6)
+
+
+class _Queue(RuleBasedStateMachine):
+    """What may happen to a queue, beside a model of it: who is in which state, and who holds which lease."""
+
+    engine: Engine
+
+    @initialize()
+    def begin(self) -> None:
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("truncate jobs, refused_jobs")
+            connection.exec_driver_sql("update job_dispatch set queued = 0")
+            connection.exec_driver_sql("create table if not exists effects (job_id text, life int)")
+            connection.exec_driver_sql("truncate effects")
+        self.queue = JobQueue(self.engine, POLICY)
+        self.state: dict[str, JobState] = {}
+        self.tier: dict[str, Tier] = {}
+        self.key: dict[str, str] = {}
+        self.held: dict[str, Lease] = {}
+        self.lost: list[Lease] = []
+        self.lives: Counter[str] = Counter()
+        self.expected: Counter[str] = Counter()
+        self.workers = itertools.count()
+        # Something to work on, in the histories without the rule that submits, too.
+        self.submit([(number, Tier.T0 if number else Tier.T1, "") for number in range(5)])
+
+    def _open(self) -> set[str]:
+        return {self.key[job] for job, state in self.state.items() if state in {JobState.QUEUED, JobState.LEASED}}
+
+    def _queued(self, tier: Tier) -> int:
+        return sum(state is JobState.QUEUED and self.tier[job] is tier for job, state in self.state.items())
+
+    @rule(wanted=JOBS)
+    def more(self, wanted: list[tuple[int, Tier, str]]) -> None:
+        """The same number is the same work; ``again`` is another job that asks for it."""
+        self.submit(wanted)
+
+    def submit(self, wanted: list[tuple[int, Tier, str]]) -> None:
+        jobs = [replace(backfill(number, tier), job_id=f"j-{number}{again}") for number, tier, again in wanted]
+        accepted, duplicates, turned_away = 0, 0, set()
+        for job in jobs:
+            if job.job_id in self.state or job.dedupe_key in self._open() or job.job_id in turned_away:
+                duplicates += 1
+            elif self._queued(job.tier) >= CAPS[job.tier]:
+                turned_away.add(job.job_id)
+            else:
+                accepted += 1
+                self.state[job.job_id], self.tier[job.job_id], self.key[job.job_id] = JobState.QUEUED, job.tier, job.dedupe_key
+                self.lives[job.job_id] += 1
+        told = self.queue.submit(jobs)
+        assert (told.accepted, told.duplicates, set(told.turned_away)) == (accepted, duplicates, turned_away)
+
+    @rule(tier=TIERS, limit=st.integers(1, 5))
+    def lease(self, tier: Tier, limit: int) -> None:
+        leases = self.queue.lease(f"w-{next(self.workers)}", tier=tier, limit=limit)
+        assert len(leases) <= limit
+        assert bool(leases) == (self._queued(tier) > 0)
+        for lease in leases:
+            assert self.state[lease.job_id] is JobState.QUEUED
+            assert self.tier[lease.job_id] is lease.tier is tier
+            self.state[lease.job_id] = JobState.LEASED
+            self.held[lease.job_id] = lease
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def lapse(self, data: st.DataObject) -> None:
+        """Their workers fall silent; others go on beating."""
+        silent = data.draw(st.sets(st.sampled_from(sorted(self.held)), min_size=1))
+        pass_time(self.engine, 100)
+        alive = [lease for job, lease in self.held.items() if job not in silent]
+        assert self.queue.heartbeat(alive) == {lease.job_id for lease in alive}
+        pass_time(self.engine, 100)
+        # Whoever asks next notices, here with no room in its hands.
+        for tier in Tier:
+            self.queue.lease("nobody", tier=tier, limit=0)
+        for job in silent:
+            lease = self.held.pop(job)
+            self.lost.append(lease)
+            self.state[job] = JobState.DEAD if lease.attempts >= POLICY.most_attempts else JobState.QUEUED
+
+    def _effect(self, lease: Lease) -> bool:
+        put = "insert into effects values (%s, %s)"
+        return self.queue.complete(
+            lease, effect=lambda cursor: cursor.execute(put, [lease.job_id, self.lives[lease.job_id]]), result={"n": 1}
+        )
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(sorted(self.held)))
+        lease = self.held.pop(job)
+        assert self._effect(lease)
+        self.expected[job] += 1
+        self.state[job] = JobState.DONE
+        self.lost.append(lease)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), is_final=st.booleans())
+    def fail(self, data: st.DataObject, *, is_final: bool) -> None:
+        job = data.draw(st.sampled_from(sorted(self.held)))
+        lease = self.held.pop(job)
+        is_dead = is_final or lease.attempts >= POLICY.most_attempts
+        self.state[job] = JobState.DEAD if is_dead else JobState.QUEUED
+        assert self.queue.fail(lease, "it broke", is_final=is_final) is self.state[job]
+        self.lost.append(lease)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        jobs = data.draw(st.sets(st.sampled_from(sorted(self.held)), min_size=1))
+        leases = [self.held.pop(job) for job in sorted(jobs)]
+        assert self.queue.release(leases) == len(leases)
+        self.state |= dict.fromkeys(jobs, JobState.QUEUED)
+        self.lost += leases
+
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data(), how=st.sampled_from(["complete", "fail", "release", "beat"]))
+    def come_too_late(self, data: st.DataObject, how: str) -> None:
+        """Whoever lost a lease, by silence or by ending it, changes nothing."""
+        lease = data.draw(st.sampled_from(self.lost))
+        if how == "complete":
+            assert not self._effect(lease)
+        elif how == "fail":
+            self.queue.fail(lease, "late", is_final=True)
+        elif how == "release":
+            assert self.queue.release([lease]) == 0
+        else:
+            assert self.queue.heartbeat([lease]) == frozenset()
+
+    @precondition(lambda self: self.state)
+    @rule(data=st.data())
+    def requeue(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(sorted(self.state)))
+        may = (
+            self.state[job] is JobState.DEAD
+            and self.key[job] not in self._open()
+            and self._queued(self.tier[job]) < CAPS[self.tier[job]]
+        )
+        told = self.queue.requeue(job, actor="test")
+        assert (told.requeued, set(told.left)) == (((job,), set()) if may else ((), {job}))
+        if may:
+            self.state[job] = JobState.QUEUED
+
+    @precondition(lambda self: JobState.DEAD in self.state.values())
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """Afterwards the id may be submitted anew, and old leases must not reach into its next life."""
+        job = data.draw(st.sampled_from(sorted(job for job, state in self.state.items() if state is JobState.DEAD)))
+        self.queue.delete(job, actor="test")
+        for known in (self.state, self.tier, self.key):
+            del known[job]
+
+    @invariant()
+    def every_job_is_in_the_one_state_that_it_should_be_in(self) -> None:
+        if hasattr(self, "queue"):
+            assert {job.job_id: job.state for job in self.queue.jobs(limit=1000)} == self.state
+
+    @invariant()
+    def an_effect_happened_once_for_each_job_that_is_done_and_never_else(self) -> None:
+        if hasattr(self, "queue"):
+            with self.engine.connect() as connection:
+                rows = connection.exec_driver_sql("select job_id, count(*) from effects group by job_id").all()
+            assert {job: count for job, count in rows} == self.expected  # noqa: C416 - rows are no pairs to mypy
+
+    @invariant()
+    def the_numbers_beside_the_queue_are_those_of_the_queue(self) -> None:
+        if hasattr(self, "queue"):
+            assert self.queue.recount() == ()
+
+
+def test_no_job_is_lost_or_doubled_whatever_happens(engine: Engine) -> None:
+    machine: Any = type("Queue", (_Queue,), {"engine": engine})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+    )
+
+
+@given(
+    wanted=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), TIERS), max_size=30),
+    room=st.dictionaries(TIERS, st.integers(-1, 5)),
+    known=st.sets(st.integers(0, 5)),
+    taken=st.sets(st.integers(0, 5)),
+)
+def test_what_is_submitted_enters_once_within_its_room_and_adds_up(
+    wanted: list[tuple[int, int, Tier]], room: dict[Tier, int], known: set[int], taken: set[int]
+) -> None:
+    jobs = [replace(backfill(0, tier), job_id=f"i-{job}", dedupe_key=f"k-{key}") for job, key, tier in wanted]
+    ids, keys = {f"i-{n}" for n in known}, {f"k-{n}" for n in taken}
+    told = sort_submitted(jobs, known_ids=ids, open_keys=keys, room=room)
+    assert len(told.accepted) + told.duplicates + len(told.turned_away) == len(jobs)
+    assert len({job.job_id for job in told.accepted} - ids) == len({job.dedupe_key for job in told.accepted} - keys)
+    assert len({job.job_id for job in told.accepted} - ids) == len(told.accepted)
+    entered = Counter(job.tier for job in told.accepted)
+    assert all(count <= max(room.get(tier, 0), 0) for tier, count in entered.items())
+
+
+@given(lapses=st.lists(st.integers(0, 4), min_size=1, max_size=200), limit=st.integers(1, 200))
+def test_a_batch_has_somebody_and_is_a_fourth_for_each_lapse_of_its_worst(lapses: list[int], limit: int) -> None:
+    size = batch_size(lapses, limit=limit, most_attempts=5)
+    assert 1 <= size <= min(limit, len(lapses))
+    assert size <= max(limit // 4 ** max(lapses[:size]), 1)
+    if max(lapses[:size]) == 4:
+        assert size == 1
+
+
+def test_a_tier_never_gives_out_more_than_its_rate(engine: Engine) -> None:
+    queue = JobQueue(
+        engine, replace(POLICY, caps=dict.fromkeys(Tier, 10_000), dispatch_per_second=dict.fromkeys(Tier, 0.02), burst_seconds=500)
+    )
+    queue.submit([backfill(n) for n in range(300)])
+    given_out = []
+    for _ in range(21):
+        given_out.append(len(queue.complete_all(queue.lease("w", tier=Tier.T0, limit=1000))))
+        pass_time(engine, 100)
+    assert given_out[0] == 10
+    # What goes by between two looks of this test comes on top: less than one job a minute.
+    assert 40 <= sum(given_out[1:]) < 45
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5, 1000])
+def test_a_retry_waits_an_hour_at_most(attempts: int) -> None:
+    wait = QueuePolicy(retry_seconds=15).retry_wait(attempts)
+    assert wait == {1: 15, 2: 30, 5: 240, 1000: 3600}[attempts]
