@@ -390,7 +390,7 @@ def test_nobody_is_asked_again_for_what_is_out_of_reach_or_not_listed(ledger: Le
     reach = {(Interval.M1, None): 7 * 86_400}
     found = ledger.due_rechecks(NOW, limit=10, reach_seconds=reach)
     assert [(recheck.symbol, recheck.first) for recheck in found] == [("MSFT", WEDNESDAY)]
-    assert len(ledger.due_rechecks(NOW, limit=10)) == 3
+    assert len(ledger.due_rechecks(NOW, limit=10)) == 2
     assert ledger.due_rechecks(NOW, limit=10, intervals=[Interval.D1]) == []
 
 
