@@ -42,6 +42,7 @@ COMMANDS = {
     "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),
     "gaps": _Entry("coverage:gaps", "List the bars that should be there and are not."),
     "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
+    "halts": _Entry("halts:halts", "Load and list suspensions of trading."),
     "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),
     "providers": _Entry("providers:providers", "Show, probe and reset the providers."),
     "consume": _Entry("consume:consume", "Take the jobs of a Rate-Limit Coordinator from Redis into the queue."),

@@ -68,6 +68,11 @@ class LedgerRow:
         return len(self.present)
 
     @property
+    def halted_slots(self) -> Bools:
+        """``halted``, all false where nothing was."""
+        return np.zeros(len(self.present), bool) if self.halted is None else self.halted
+
+    @property
     def resolved(self) -> Bools:
         """The slots that have their verdict from bars or evidence: present, confirmed empty or halted."""
         known: Bools = self.present | self.confirmed_empty

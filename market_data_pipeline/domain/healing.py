@@ -234,6 +234,13 @@ def after_failure(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> Le
     return replace(_later(row, until=now + policy.wait(failures)), failures=failures, last_attempt_at=now)
 
 
+def suspended(row: LedgerRow, slots: Bools) -> LedgerRow:
+    """The ledger row where trading was suspended in ``slots``: those without a bar are halted, though they were taken for empty."""
+    halted = row.halted_slots | (slots & ~row.present)
+    after = replace(row, confirmed_empty=row.confirmed_empty & ~halted, halted=halted if halted.any() else None)
+    return replace(after, next_attempt_at=None) if after.resolved.all() else after
+
+
 def postponed(row: LedgerRow, *, until: datetime) -> LedgerRow:
     """The ledger row where nobody could be asked: nothing is known that was not known before; no sooner than ``until``."""
     return _later(row, until=until)

@@ -237,6 +237,17 @@ class LedgerTotals:
     halted: int
 
 
+# Given up: bars are absent and no request is planned. A running session always has one planned.
+_RETRY = """
+update coverage
+   set attempts = 0, failures = 0, next_attempt_at = %(now)s
+ where absent > 0 and next_attempt_at is null and (attempts > 0 or failures > 0)
+   and (%(symbol_ids)s::int4[] is null or symbol_id = any(%(symbol_ids)s::int4[]))
+   and (%(intervals)s::int4[] is null or interval_s = any(%(intervals)s::int4[]))
+   and session between coalesce(%(first)s, '-infinity'::date) and coalesce(%(last)s, 'infinity'::date)
+"""
+
+
 class Ledger:
     """What we have and what we lack, session by session."""
 
@@ -380,6 +391,30 @@ class Ledger:
                 DueRecheck(*row[:3], Interval.of_seconds(row.interval_s), *row[4:7], Finality(row.finality), row.due_since)
                 for row in connection.exec_driver_sql(_DUE_RECHECKS, parameters)
             ]
+
+    def retry(
+        self,
+        now: datetime,
+        *,
+        symbol_ids: Sequence[int] | None = None,
+        intervals: Sequence[Interval] | None = None,
+        first: date | None = None,
+        last: date | None = None,
+    ) -> int:
+        """Ask again for what was given up: attempts and failures count anew, the next is due ``now``; how many sessions that are.
+
+        The way back after a provider was added or repaired. Sessions that lack nothing, or that have an attempt planned, stay as
+        they are. None for no bound. Repeating it before anything was asked changes nothing.
+        """
+        parameters = {
+            "now": now,
+            "symbol_ids": None if symbol_ids is None else list(symbol_ids),
+            "intervals": None if intervals is None else [interval.seconds for interval in intervals],
+            "first": first,
+            "last": last,
+        }
+        with self._engine.begin() as connection:
+            return connection.exec_driver_sql(_RETRY, parameters).rowcount
 
     def totals(
         self,
