@@ -8,8 +8,10 @@ import dagster as dg
 
 from market_data_pipeline.defs.candles import candle_assets, candle_jobs
 from market_data_pipeline.defs.checks import agreement_checks, second_opinions_job, second_opinions_schedule
-from market_data_pipeline.defs.maintenance import prune_job, prune_schedule, reconcile_job
-from market_data_pipeline.defs.schedules import poll_job, schedules
+from market_data_pipeline.defs.jobs import jobs_sensor, sweep_schedule, work_jobs
+from market_data_pipeline.defs.live import live_assets
+from market_data_pipeline.defs.maintenance import listings_job, listings_schedule, prune_job, prune_schedule, reconcile_job
+from market_data_pipeline.defs.schedules import schedules
 from market_data_pipeline.defs.sensors import gap_sensor, janitor_sensor, symbols_sensor
 from market_data_pipeline.defs.workbench import Workbenches
 from market_data_pipeline.domain.partitions import SymbolDimension
@@ -35,14 +37,25 @@ def build_definitions(
     """
     in_force = in_force or (lambda: plan)
     jobs = candle_jobs()
-    sensors = [gap_sensor(plan, settings, jobs, in_force=in_force), janitor_sensor()]
+    sensors = [gap_sensor(plan, settings, jobs, in_force=in_force), jobs_sensor(settings), janitor_sensor()]
     if plan.dimension is SymbolDimension.SYMBOL:
         sensors.append(symbols_sensor(plan))
+    ticking = [*schedules(plan, in_force=in_force), prune_schedule(), second_opinions_schedule(), listings_schedule()]
+    if not settings.use_rlc:
+        # Where a Rate-Limit Coordinator makes the jobs, ours would be asked for twice.
+        ticking.append(sweep_schedule(settings))
     return dg.Definitions(
-        assets=candle_assets(plan),
+        assets=[*candle_assets(plan), *live_assets()],
         asset_checks=agreement_checks(),
-        jobs=[*jobs, poll_job(), reconcile_job(plan), prune_job(settings), second_opinions_job(settings)],
-        schedules=[*schedules(plan, in_force=in_force), prune_schedule(), second_opinions_schedule()],
+        jobs=[
+            *jobs,
+            work_jobs(plan),
+            reconcile_job(plan),
+            prune_job(settings),
+            listings_job(),
+            second_opinions_job(settings),
+        ],
+        schedules=ticking,
         sensors=sensors,
         resources={"workbenches": workbenches or Workbenches(settings)},
         # A process a step costs two seconds; our steps use threads where they wait.

@@ -4,6 +4,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -13,7 +15,7 @@ from market_data_pipeline.defs.outcomes import PartitionOutcome, PartitionWork
 from market_data_pipeline.defs.partitions import candle_partitions, materialization
 from market_data_pipeline.defs.workbench import OpensWorkbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
-from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan
 from market_data_pipeline.domain.runs import CAUSE, PROVIDER, job_name, lane_of, op_name
 
@@ -29,10 +31,26 @@ _NAMED_IN_METADATA = 1_000
 class CandlesConfig(dg.Config):
     """What a run of candles may be told.
 
-    refetch: ask the provider again for what is already stored; differences become revisions, nothing is deleted.
+    refetch: ask the provider again for what is already stored; differences become revisions, nothing is deleted. refetch_from,
+    refetch_to: the same for the sessions between these dates alone, both included.
     """
 
     refetch: bool = False
+    refetch_from: str = ""
+    refetch_to: str = ""
+
+    def again(self) -> tuple[date, date] | None:
+        """The sessions to ask for again; None: of none but what is missing. InvalidInputError where they are no dates."""
+        if self.refetch:
+            return date.min, date.max
+        if not self.refetch_from and not self.refetch_to:
+            return None
+        try:
+            return date.fromisoformat(self.refetch_from or "0001-01-01"), date.fromisoformat(self.refetch_to or "9999-12-31")
+        except ValueError as wrong:
+            raise InvalidInputError(
+                f"refetch_from {self.refetch_from!r}, refetch_to {self.refetch_to!r}: expected dates such as 2026-11-16 ({wrong})"
+            ) from None
 
 
 def asset_key(interval: Interval) -> dg.AssetKey:
@@ -83,17 +101,20 @@ def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefini
         intervals = [interval for interval in family(fetched) if asset_key(interval) in context.selected_asset_keys]
         with workbenches.open() as workbench, workbench.beating(context.run.run_id), Materializations(context) as done:
             instruments = workbench.instruments(active_only=False)
-            work = PartitionWork.of(cells, plan, plan.periods(fetched), instruments, now=workbench.now())
+            work = PartitionWork.of(cells, plan, plan.periods(fetched), instruments, now=workbench.now(), again=config.again())
             for interval in intervals:
-                reports = workbench.bring_up_to_date(
-                    work.stretches,
-                    interval,
-                    refetch=config.refetch,
-                    run_id=context.run.run_id,
-                    lane=lane_of(context.run.tags.get(CAUSE)),
-                    hint=context.run.tags.get(PROVIDER),
-                )
-                for outcome in work.outcomes(reports):
+                passes = [
+                    workbench.bring_up_to_date(
+                        stretches,
+                        interval,
+                        refetch=refetch,
+                        run_id=context.run.run_id,
+                        lane=lane_of(context.run.tags.get(CAUSE)),
+                        hint=context.run.tags.get(PROVIDER),
+                    )
+                    for stretches, refetch in work.passes(interval)
+                ]
+                for outcome in work.outcomes(chain.from_iterable(passes)):
                     done.add(materialization(asset_key(interval), outcome.cell, _metadata(outcome)))
         _fail_for(work)
         # All was said by events, partition by partition. A result would count as every partition of the run.
@@ -103,13 +124,9 @@ def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefini
 
 
 def _metadata(outcome: PartitionOutcome) -> Mapping[str, int | float | str]:
-    """What a person wants to see of one partition. The verdicts add up to ``expected``; those of no bar are left out."""
-    verdicts = outcome.verdicts
+    """What a person wants to see of one partition. ``rows`` and the verdicts of absent bars add up to ``expected``."""
     about: dict[str, int | float | str] = {
-        "rows": verdicts[Verdict.PRESENT],
-        "expected": outcome.expected,
-        **{verdict.value: n for verdict, n in verdicts.items() if n and verdict is not Verdict.PRESENT},
-        "missing": verdicts[Verdict.MISSING],
+        **outcome.sums.as_metadata(),
         "inserted": sum(report.inserted for report in outcome.reports),
         "requests": round(sum(report.requests for report in outcome.reports), 3),
         "seconds": round(sum(report.seconds for report in outcome.reports), 3),

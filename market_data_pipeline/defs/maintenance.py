@@ -2,29 +2,40 @@
 
 # No `from __future__ import annotations`: Dagster takes the class of an op's config from the annotation itself, not from its text.
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from market_data_pipeline.defs.candles import asset_key
 from market_data_pipeline.defs.materialize import report_runless
+from market_data_pipeline.defs.outcomes import LedgerSums
 from market_data_pipeline.defs.partitions import materialization, symbols_in_order
-from market_data_pipeline.defs.tags import FINISHED, PRUNE
+from market_data_pipeline.defs.tags import FINISHED, LISTINGS, PRUNE
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan, day_in_the_east
 from market_data_pipeline.domain.runs import CAUSE, RECONCILE
+from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.domain.universe import Instrument
 from market_data_pipeline.settings import Settings
 
+if TYPE_CHECKING:
+    from market_data_pipeline.domain.sessions import TradingCalendar
+
 # Ledger rows of this many instruments are in memory together.
 _INSTRUMENTS_AT_ONCE = 50
+# A session is taken for running until so long after its close: its last bar is still on its way.
+SETTLING_SECONDS = 90
+# Until then a job that comes again under its old id is a duplicate. A universe of 4,200 swept symbols makes 4,000 jobs a day.
+DONE_JOBS_KEPT = timedelta(days=7)
 _RUNS_AT_ONCE = 200
 _RECORDS_AT_ONCE = 500
+_FINDINGS_IN_A_LOG = 100
 
 
 class ReconcileConfig(dg.Config):
@@ -42,22 +53,14 @@ class PruneConfig(dg.Config):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A partition of which the ledger says that every session in it has been answered, and the counts of its bars."""
+    """A partition of which the ledger says that every session in it has been answered, and what it says of them."""
 
     cell: Cell
-    rows: int
-    expected: int
-    confirmed_empty: int
+    sums: LedgerSums
 
-    def as_metadata(self) -> dict[str, int | str]:
+    def as_metadata(self) -> dict[str, int | float | str]:
         """As the asset reports it, and where this report is from."""
-        return {
-            "rows": self.rows,
-            "expected": self.expected,
-            "confirmed_empty": self.confirmed_empty,
-            "missing": self.expected - self.rows - self.confirmed_empty,
-            "reported from": "the ledger",
-        }
+        return {**self.sums.as_metadata(), "reported from": "the ledger"}
 
 
 def reconcile_job(plan: PartitionPlan) -> dg.JobDefinition:
@@ -96,14 +99,28 @@ def reconcile_job(plan: PartitionPlan) -> dg.JobDefinition:
 
 
 def settled_partitions(
-    instruments: Sequence[Instrument], interval: Interval, plan: PartitionPlan, workbench: Workbench
+    instruments: Sequence[Instrument],
+    interval: Interval,
+    plan: PartitionPlan,
+    workbench: Workbench,
+    *,
+    first: date = date.min,
+    last: date = date.max,
+    over: bool = False,
 ) -> Iterator[Settled]:
-    """The partitions in which every session that has begun, of every instrument listed then, was answered."""
-    today = day_in_the_east(workbench.now())
+    """The partitions in which every session that has begun, of every instrument listed then, was answered.
+
+    ``first`` and ``last``: of whole periods with days between them, where not all. ``over``: only where no session still runs.
+    """
+    now = workbench.now()
+    today = day_in_the_east(now)
     sessions: dict[str, list[date]] = {}
+    running: dict[str, set[date]] = {}
     for name in {instrument.calendar for instrument in instruments}:
         calendar = workbench.calendar(name)
-        sessions[name] = calendar.sessions(max(plan.start, calendar.first_session), min(today, calendar.last_session))
+        from_, until = max(plan.start, calendar.first_session, first), min(today, calendar.last_session, last)
+        sessions[name] = calendar.sessions(from_, until)
+        running[name] = set(_unfinished(calendar, from_, until, now)) if over else set()
     columns = defaultdict(list)
     for instrument in instruments:
         columns[plan.column_of(instrument.symbol)].append(instrument)
@@ -112,39 +129,86 @@ def settled_partitions(
         chunk = names[at : at + _INSTRUMENTS_AT_ONCE]
         rows: dict[int, dict[date, LedgerRow]] = defaultdict(dict)
         ids = [instrument.symbol_id for name in chunk for instrument in columns[name]]
-        for row in workbench.ledger_rows(ids, interval, plan.start, today):
+        for row in workbench.ledger_rows(ids, interval, max(plan.start, first), min(today, last)):
             rows[row.symbol_id][row.session] = row
         for name in chunk:
-            yield from _settled_column(name, columns[name], sessions, rows, interval, plan)
+            yield from _settled_column(name, columns[name], sessions, running, rows, interval, plan, workbench)
+
+
+def _unfinished(calendar: "TradingCalendar", first: date, last: date, now: datetime) -> Iterator[date]:
+    """The sessions whose last bar need not be there yet."""
+    if last < first:
+        return
+    bounds = calendar.bounds(first, last)
+    for day, closes_at in zip(bounds.session.tolist(), bounds.closes_at.tolist(), strict=True):
+        if closes_at + SETTLING_SECONDS > now.timestamp():
+            yield date_of(day)
 
 
 def _settled_column(
     name: str,
     instruments: Sequence[Instrument],
     sessions: dict[str, list[date]],
+    running: dict[str, set[date]],
     rows: dict[int, dict[date, LedgerRow]],
     interval: Interval,
     plan: PartitionPlan,
+    workbench: Workbench,
 ) -> Iterator[Settled]:
     periods = plan.periods(interval)
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    told: dict[str, LedgerSums] = defaultdict(LedgerSums)
+    open_: set[str] = set()
     for instrument in instruments:
+        since = workbench.reached_since(interval, instrument.calendar)
         for session in sessions[instrument.calendar]:
             if not instrument.listed_on(session) or periods.is_closed(session):
                 continue
-            count = counts[periods.key_of(session)]
+            period = periods.key_of(session)
             row = rows[instrument.symbol_id].get(session)
-            if row is None or not _was_answered(row):
-                count["open"] += 1
-                continue
-            count.update(rows=int(row.present.sum()), expected=row.expected, empty=int(row.confirmed_empty.sum()))
-    for period, count in counts.items():
-        if count["expected"] and not count["open"]:
-            yield Settled(Cell(period, name), count["rows"], count["expected"], count["empty"])
+            if row is None or not _was_answered(row) or session in running[instrument.calendar]:
+                open_.add(period)
+            else:
+                told[period].add(row, reached_since=since)
+    for period, sums in told.items():
+        if sums.verdicts.total() and period not in open_:
+            yield Settled(Cell(period, name), sums)
 
 
 def _was_answered(row: LedgerRow) -> bool:
     return bool(row.present.any()) or (row.last_attempt_at is not None and row.failures == 0)
+
+
+def listings_job() -> dg.JobDefinition:
+    """Infers from what providers answered when instruments were listed: new ones, delisted ones, and those that never were."""
+
+    @dg.op
+    def infer_listings(context: dg.OpExecutionContext, workbenches: dg.ResourceParam[OpensWorkbench]) -> None:
+        with workbenches.open() as workbench, workbench.beating(context.run_id):
+            found = workbench.infer_listings(run_id=context.run_id)
+        context.log.info("%d findings about when instruments were listed", len(found))
+        for finding in found[:_FINDINGS_IN_A_LOG]:
+            context.log.info("%s", finding)
+
+    @dg.job(
+        name=LISTINGS,
+        description="Infer first and last sessions of instruments from the ledger's evidence; what is not listed is not missing.",
+        tags={CAUSE: "maintenance"},
+    )
+    def listings() -> None:
+        infer_listings()
+
+    return listings
+
+
+def listings_schedule() -> dg.ScheduleDefinition:
+    """Every night: the evidence is attempts that lie hours apart."""
+    return dg.ScheduleDefinition(
+        name="listings_nightly",
+        job_name=LISTINGS,
+        cron_schedule="47 2 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
 
 
 def prune_job(settings: Settings) -> dg.JobDefinition:
@@ -157,13 +221,18 @@ def prune_job(settings: Settings) -> dg.JobDefinition:
         days = config.older_than_days or settings.event_retention_days
         with workbenches.open() as workbench, workbench.beating(context.run_id):
             deleted, kept = prune(context.instance, before=datetime.now(UTC) - timedelta(days=days), at_most=config.at_most)
+            jobs = workbench.forget_done_jobs(older_than=DONE_JOBS_KEPT)
         context.log.info(
             "%d runs older than %d days deleted, %d kept: they are what a partition's status rests on", deleted, days, kept
         )
+        context.log.info("%d jobs done longer than %d days ago forgotten", jobs, DONE_JOBS_KEPT.days)
 
     @dg.job(
         name=PRUNE,
-        description="Delete finished runs older than MDP_EVENT_RETENTION_DAYS, except those that partitions' status rests on.",
+        description=(
+            "Delete finished runs older than MDP_EVENT_RETENTION_DAYS, except those that partitions' status rests on, and jobs "
+            "that were done a week ago."
+        ),
         tags={CAUSE: "maintenance"},
     )
     def prune_event_log() -> None:

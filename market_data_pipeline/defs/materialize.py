@@ -10,6 +10,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+import dagster as dg
+
 try:
     from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata, DagsterEventType, StepMaterializationData
 except ImportError:  # pragma: no cover - a Dagster that moved them: slower, not wrong
@@ -18,8 +20,6 @@ except ImportError:  # pragma: no cover - a Dagster that moved them: slower, not
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-
-    import dagster as dg
 
 # A batch is one transaction. Larger ones gain nothing (1.1 ms a partition is serialising the events) and show progress later.
 BATCH = 250
@@ -36,7 +36,7 @@ class Materializations:
     ``batching``, each goes through ``context.log_event``, at 6-30 ms instead of one: so where Dagster's private names are absent.
     """
 
-    context: dg.AssetExecutionContext
+    context: dg.AssetExecutionContext | dg.OpExecutionContext
     monotonic: Callable[[], float] = time.monotonic
     batching: bool = DagsterEvent is not None
     _waiting: list[dg.AssetMaterialization] = field(default_factory=list)
@@ -67,7 +67,10 @@ class Materializations:
 
     def _event(self, materialization: dg.AssetMaterialization) -> DagsterEvent:
         # DagsterEvent.asset_materialization would also write each to the run's console log: thousands of lines nobody reads.
-        step = self.context.op_execution_context.get_step_execution_context()
+        context = self.context
+        step = (
+            context if isinstance(context, dg.OpExecutionContext) else context.op_execution_context
+        ).get_step_execution_context()
         return DagsterEvent(
             event_type_value=DagsterEventType.ASSET_MATERIALIZATION.value,
             job_name=step.job_name,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from market_data_pipeline.domain.coverage import Verdict, runs
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.partitions import day_in_the_east
 from market_data_pipeline.ingest.report import Stretch
 
@@ -13,10 +16,58 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import date, datetime
 
-    from market_data_pipeline.domain.coverage import Verdict
+    from market_data_pipeline.domain.candles import Interval
+    from market_data_pipeline.domain.coverage import LedgerRow
     from market_data_pipeline.domain.partitions import Cell, PartitionPlan, Periods
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.report import StretchReport
+
+_DAY = timedelta(days=1)
+
+
+@dataclass
+class LedgerSums:
+    """What the ledger says of the sessions of a partition, added up. ``verdicts`` add up to the bars expected."""
+
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    gaps: int = 0
+    attempts: int = 0
+    finality: Counter[Finality] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, reports: Iterable[StretchReport]) -> LedgerSums:
+        """As the reports of a run have it."""
+        sums = cls()
+        for report in reports:
+            sums.verdicts.update(report.verdicts)
+            sums.gaps += report.history.gaps
+            sums.attempts += report.history.attempts
+            sums.finality.update(report.history.finality)
+        return sums
+
+    def add(self, row: LedgerRow, *, reached_since: float | None) -> None:
+        """Take a session that is over, in which the instrument was listed. Who closed before ``reached_since`` is unreachable."""
+        absent = ~row.resolved
+        unreachable = reached_since is not None and row.closes_at < reached_since
+        self.verdicts[Verdict.PRESENT] += int(row.present.sum())
+        self.verdicts[Verdict.CONFIRMED_EMPTY] += int(row.confirmed_empty.sum())
+        self.verdicts[Verdict.HALTED] += 0 if row.halted is None else int(row.halted.sum())
+        self.verdicts[Verdict.UNREACHABLE if unreachable else Verdict.MISSING] += int(absent.sum())
+        self.gaps += 0 if unreachable else len(runs(absent))
+        self.attempts += row.attempts
+        self.finality[row.finality] += 1
+
+    def as_metadata(self) -> dict[str, int]:
+        """Numbers, and always the same names, zeros included: an asset's page plots them over time."""
+        others = (verdict for verdict in Verdict if verdict is not Verdict.PRESENT)
+        return {
+            "rows": self.verdicts[Verdict.PRESENT],
+            "expected": self.verdicts.total(),
+            **{verdict.value: self.verdicts[verdict] for verdict in others},
+            "gaps": self.gaps,
+            "attempts": self.attempts,
+            **{f"{finality.name.lower()}_sessions": self.finality[finality] for finality in Finality},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +83,9 @@ class PartitionOutcome:
         return next((report.failure for report in self.reports if report.failure is not None), None)
 
     @property
-    def verdicts(self) -> Counter[Verdict]:
-        """How many expected bars have each verdict; they add up to ``expected``."""
-        total: Counter[Verdict] = Counter()
-        for report in self.reports:
-            total.update(report.verdicts)
-        return total
-
-    @property
-    def expected(self) -> int:
-        """How many bars the calendar expects."""
-        return sum(report.expected for report in self.reports)
+    def sums(self) -> LedgerSums:
+        """What the ledger says of it now."""
+        return LedgerSums.of(self.reports)
 
     @property
     def provider(self) -> str | None:
@@ -57,10 +100,15 @@ class PartitionOutcome:
 
 @dataclass
 class PartitionWork:
-    """The partitions of one run. ``failures`` grows while the work is done: the reason for each partition that has one."""
+    """The partitions of one run. ``failures`` grows while the work is done: the reason for each partition that has one.
+
+    ``again``: the stretches that are asked for whatever the ledger has of them; ``stretches``: those of which only what it lacks
+    is.
+    """
 
     cells: Sequence[Cell]
     stretches: list[Stretch]
+    again: list[Stretch]
     failures: dict[Cell, str]
     _cell_of: Mapping[tuple[int, date], Cell]
     _stretches_in: Mapping[Cell, int]
@@ -69,11 +117,19 @@ class PartitionWork:
 
     @classmethod
     def of(
-        cls, cells: Sequence[Cell], plan: PartitionPlan, periods: Periods, instruments: Iterable[Instrument], *, now: datetime
+        cls,
+        cells: Sequence[Cell],
+        plan: PartitionPlan,
+        periods: Periods,
+        instruments: Iterable[Instrument],
+        *,
+        now: datetime,
+        again: tuple[date, date] | None = None,
     ) -> PartitionWork:
         """The stretches of ``cells``: one an instrument and period, none of it later than a session can have begun by ``now``.
 
-        A symbol that the universe does not know fails its partitions at once; a period that has not begun is left alone.
+        Where a period lies partly within ``again``, it is cut there: up to three. A symbol that the universe does not know fails
+        its partitions at once; a period that has not begun is left alone.
         """
         held = defaultdict(list)
         for instrument in instruments:
@@ -81,6 +137,7 @@ class PartitionWork:
         known = set(held) | set(plan.bucket_keys())
         today = day_in_the_east(now)
         stretches: list[Stretch] = []
+        refetched: list[Stretch] = []
         failures: dict[Cell, str] = {}
         cell_of: dict[tuple[int, date], Cell] = {}
         stretches_in: dict[Cell, int] = {}
@@ -89,11 +146,20 @@ class PartitionWork:
             if cell.symbol not in known:
                 failures[cell] = f"{cell.symbol} is not in the universe"
             elif first <= today:
-                stretches_in[cell] = len(held[cell.symbol])
+                pieces = list(_pieces(first, min(last, today), again))
+                stretches_in[cell] = len(held[cell.symbol]) * len(pieces)
                 for instrument in held[cell.symbol]:
-                    stretches.append(Stretch(instrument, first, min(last, today)))
-                    cell_of[instrument.symbol_id, first] = cell
-        return cls(cells, stretches, failures, cell_of, stretches_in, not_begun=len(cells) - len(stretches_in) - len(failures))
+                    for begin, end, is_again in pieces:
+                        (refetched if is_again else stretches).append(Stretch(instrument, begin, end))
+                        cell_of[instrument.symbol_id, begin] = cell
+        not_begun = len(cells) - len(stretches_in) - len(failures)
+        return cls(cells, stretches, refetched, failures, cell_of, stretches_in, not_begun=not_begun)
+
+    def passes(self, interval: Interval) -> list[tuple[list[Stretch], bool]]:
+        """The stretches to bring up to date, and whether to ask again for what is there. What is derived is asked of nobody."""
+        if interval.source is not None:
+            return [(self.again + self.stretches, False)]
+        return [(some, is_again) for some, is_again in ((self.again, True), (self.stretches, False)) if some]
 
     def outcomes(self, reports: Iterable[StretchReport]) -> Iterator[PartitionOutcome]:
         """Each partition once all its stretches have reported, in the order of completion; every partition that began, once.
@@ -116,3 +182,16 @@ class PartitionWork:
         for cell in gathered:
             if self._stretches_in[cell] > 0:
                 self.failures.setdefault(cell, "the work ended without a report on it")
+
+
+def _pieces(first: date, last: date, again: tuple[date, date] | None) -> Iterator[tuple[date, date, bool]]:
+    """[first, last] cut where ``again`` begins and ends, and of each piece whether it lies within."""
+    if again is None or again[1] < first or last < again[0]:
+        yield first, last, False
+        return
+    begin, end = max(first, again[0]), min(last, again[1])
+    if first < begin:
+        yield first, begin - _DAY, False
+    yield begin, end, True
+    if end < last:
+        yield end + _DAY, last, False

@@ -1,26 +1,22 @@
-"""Fresh candles: after each exchange's close as partitions, and every five minutes while it is open."""
+"""Fresh candles: each exchange's session as partitions, soon after its close. While it is open, the sweep brings them (jobs.py)."""
 
 # No `from __future__ import annotations`: Dagster takes the class of an op's config from the annotation itself, not from its text.
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from market_data_pipeline.defs.candles import family
 from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbols_in_order
-from market_data_pipeline.defs.tags import CALENDAR, FRESH_FIRST, POLL, UNFINISHED
+from market_data_pipeline.defs.tags import CALENDAR, FRESH_FIRST
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
-from market_data_pipeline.domain.capabilities import Lane
-from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.partitions import CalendarHours, Cell, PartitionPlan, boxes
 from market_data_pipeline.domain.runs import CAUSE, PRIORITY, job_name
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.domain.universe import Instrument
-from market_data_pipeline.ingest.report import Stretch
+from market_data_pipeline.ingest.sweep import slug
 
 if TYPE_CHECKING:
     from market_data_pipeline.domain.sessions import TradingCalendar
@@ -31,29 +27,14 @@ MINUTES_AFTER_CLOSE = 10
 LATEST_AFTER_CLOSE = timedelta(hours=6)
 # How far back a close looks for sessions that nobody asked for, because the stack was down.
 CATCH_UP = timedelta(days=14)
-MINUTES_BETWEEN_POLLS = 5
-# The last bars of a session come after its close.
-POLL_AFTER_CLOSE = timedelta(minutes=6)
-
-
-class PollConfig(dg.Config):
-    """Whose running session to poll."""
-
-    calendar: str
 
 
 def schedules(plan: PartitionPlan, *, in_force: Callable[[], PartitionPlan]) -> list[dg.ScheduleDefinition]:
-    """For each calendar of the plan: one schedule a fetched interval after the close, and one that polls minutes.
+    """For each calendar of the plan one schedule a fetched interval, after the close.
 
     ``in_force`` reads the plan anew: until the code location is reloaded, it may differ from ``plan``.
     """
-    after_close = [_after_close(plan, hours, fetched, in_force) for hours in plan.calendars for fetched in FETCHED_INTERVALS]
-    return [*after_close, *(_poll(hours) for hours in plan.calendars)]
-
-
-def slug(calendar: str) -> str:
-    """``calendar`` as a part of a name in Dagster: ``xnys``, ``24_7``."""
-    return re.sub(r"\W+", "_", calendar.lower())
+    return [_after_close(plan, hours, fetched, in_force) for hours in plan.calendars for fetched in FETCHED_INTERVALS]
 
 
 def _after_close(
@@ -114,14 +95,6 @@ def last_closed(calendar: "TradingCalendar", at: datetime, *, within: timedelta 
     return closed[-1][0]
 
 
-def running_session(calendar: "TradingCalendar", at: datetime) -> date | None:
-    """The session that is open at ``at`` or closed less than some minutes ago; a lunch break is part of it."""
-    for session, opens, closes in _hours(calendar, at.date() - timedelta(days=1), at.date() + timedelta(days=1)):
-        if opens < at.timestamp() <= closes + POLL_AFTER_CLOSE.total_seconds():
-            return session
-    return None
-
-
 def _hours(calendar: "TradingCalendar", first: date, last: date) -> list[tuple[date, int, int]]:
     """The sessions from ``first`` to ``last`` with their opens and closes, epoch seconds UTC."""
     bounds = calendar.bounds(first, last)
@@ -147,81 +120,3 @@ def _needs(
         for day in sessions[instrument.calendar]:
             if (day == session or since < day) and instrument.listed_on(day):
                 yield Cell(periods.key_of(day), plan.column_of(instrument.symbol))
-
-
-def _poll(hours: CalendarHours) -> dg.ScheduleDefinition:
-    @dg.schedule(
-        name=f"{slug(hours.name)}_poll",
-        job_name=POLL,
-        cron_schedule=f"*/{MINUTES_BETWEEN_POLLS} * * * *",
-        execution_timezone=hours.timezone,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"While {hours.name} is open: the bars of the running session so far.",
-    )
-    def poll(context: dg.ScheduleEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]) -> dg.RunRequest | dg.SkipReason:
-        with workbenches.open() as workbench:
-            at = workbench.now() if workbench.is_virtual() else context.scheduled_execution_time
-            if running_session(workbench.calendar(hours.name), at) is None:
-                return dg.SkipReason(f"{hours.name} is closed")
-        tags = {CAUSE: "poll", CALENDAR: hours.name}
-        if context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED, tags=tags)):
-            return dg.SkipReason(f"the last poll of {hours.name} has not ended yet")
-        return dg.RunRequest(
-            run_config={"ops": {"poll_running_session": {"config": {"calendar": hours.name}}}},
-            tags={**tags, PRIORITY: FRESH_FIRST},
-        )
-
-    return poll
-
-
-def poll_job() -> dg.JobDefinition:
-    """Fetches the running session without partition events.
-
-    A materialisation a poll would be 78 a day, symbol and interval, some 4 kB each in Dagster's database for ever; the partition is
-    materialised once, after the close.
-    """
-
-    @dg.op
-    def poll_running_session(
-        context: dg.OpExecutionContext, config: PollConfig, workbenches: dg.ResourceParam[OpensWorkbench]
-    ) -> None:
-        with workbenches.open() as workbench, workbench.beating(context.run_id):
-            session = running_session(workbench.calendar(config.calendar), workbench.now())
-            if session is None:
-                context.log.info("%s is closed", config.calendar)
-                return
-            _bring_up_to_date(context, workbench, config.calendar, session)
-
-    @dg.job(
-        name=POLL,
-        description="Fetch the minutes of an exchange's running session and derive from them.",
-        tags={CAUSE: "poll"},
-    )
-    def poll_candles() -> None:
-        poll_running_session()
-
-    return poll_candles
-
-
-def _bring_up_to_date(context: dg.OpExecutionContext, workbench: Workbench, calendar: str, session: date) -> None:
-    stretches = [
-        Stretch(instrument, session, session)
-        for instrument in workbench.instruments(active_only=True)
-        if instrument.calendar == calendar and instrument.listed_on(session)
-    ]
-    failures: dict[str, str] = {}
-    present = expected = 0
-    for interval in family(Interval.M1):
-        for report in workbench.bring_up_to_date(stretches, interval, refetch=False, run_id=context.run_id, lane=Lane.LIVE):
-            if report.failure is not None:
-                failures.setdefault(report.stretch.instrument.symbol, report.failure)
-            elif interval is Interval.M1:
-                present += report.verdicts.get(Verdict.PRESENT, 0)
-                expected += report.expected - report.verdicts.get(Verdict.PENDING, 0)
-    context.log.info("%s %s: %d of %d minutes due so far, %d symbols", calendar, session, present, expected, len(stretches))
-    if failures:
-        symbol, reason = next(iter(failures.items()))
-        text = f"{len(failures)} of {len(stretches)} symbols failed, {symbol}: {reason}"
-        if len(failures) == len(stretches):
-            raise dg.Failure(text, allow_retries=False)
-        context.log.warning(text)

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 import psutil
 
+from market_data_pipeline.defs.healing import healings, in_turn
 from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbols_in_order
 from market_data_pipeline.defs.schedules import last_closed
-from market_data_pipeline.defs.tags import FINISHED, GAP, UNFINISHED, WHEN_THERE_IS_ROOM, cells_in_flight, is_ours
+from market_data_pipeline.defs.tags import FINISHED, GAP, LANE, UNFINISHED, WHEN_THERE_IS_ROOM, cells_in_flight, is_ours
 from market_data_pipeline.defs.workbench import SECONDS_BETWEEN_BEATS, OpensWorkbench
-from market_data_pipeline.domain.candles import FETCHED_INTERVALS
-from market_data_pipeline.domain.partitions import Box, Cell, PartitionPlan, boxes, cells_between
-from market_data_pipeline.domain.runs import CAUSE, PRIORITY, SYMBOLS, job_name
+from market_data_pipeline.domain.runs import CAUSE, PRIORITY, SYMBOLS, job_name, op_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from market_data_pipeline.defs.healing import Healing
     from market_data_pipeline.defs.workbench import Workbench
-    from market_data_pipeline.domain.candles import Interval
+    from market_data_pipeline.domain.partitions import PartitionPlan
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.heartbeats import Heartbeat
-    from market_data_pipeline.storage.ledger import DueGap
+    from market_data_pipeline.storage.ledger import DueGap, DueRecheck
+
+D = TypeVar("D", "DueGap", "DueRecheck")
 
 # Gaps looked at in one tick: neighbours merge into boxes, so more of them are needed than runs are asked for.
 GAPS_CONSIDERED = 2_000
-PARTITIONS_A_HEALING_RUN = 500
 # The after-close schedules have this long before the gap sensor takes a session as its own.
 LEFT_TO_THE_SCHEDULES = timedelta(minutes=30)
 HEARTBEAT_LAPSES_AFTER = timedelta(seconds=8 * SECONDS_BETWEEN_BEATS)
@@ -63,19 +62,10 @@ def symbols_sensor(plan: PartitionPlan) -> dg.SensorDefinition:
     return symbols
 
 
-@dataclass(frozen=True, slots=True)
-class Healing:
-    """One run to ask for: a box of partitions of one interval, and what names the gaps in it together with their attempt."""
-
-    interval: Interval
-    box: Box
-    digest: str
-
-
 def gap_sensor(
     plan: PartitionPlan, settings: Settings, jobs: Sequence[Any], *, in_force: Callable[[], PartitionPlan]
 ) -> dg.SensorDefinition:
-    """Asks for runs over gaps that are due: the longest due first, a bounded number a tick, none that is asked for already."""
+    """Asks for runs over gaps and rechecks that are due: in turn, a bounded number a tick, none that is asked for already."""
 
     @dg.sensor(
         name="gaps",
@@ -88,27 +78,37 @@ def gap_sensor(
     ) -> list[dg.RunRequest] | dg.SkipReason:
         if not plan.has_the_partitions_of(in_force()):
             return dg.SkipReason(ANOTHER_PLAN)
-        waiting = context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED, tags={CAUSE: "gap"}))
+        waiting = sum(
+            context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED, tags={CAUSE: cause})) for cause in ("gap", "recheck")
+        )
         room = settings.heal_requests_per_tick - waiting
         if room <= 0:
             return dg.SkipReason(f"{waiting} healing runs have not ended yet")
         with workbenches.open() as workbench:
             due = finished_parts(workbench.due_gaps(limit=GAPS_CONSIDERED), workbench)
+            again = finished_parts(workbench.due_rechecks(limit=GAPS_CONSIDERED), workbench)
+            tiers = {i.symbol_id: i.tier for i in workbench.instruments(active_only=True)} if due or again else {}
         found = healings(
             due,
             plan,
+            rechecks=again,
+            tiers=tiers,
             symbols=symbols_in_order(plan, context.instance),
             in_flight=cells_in_flight(context.instance, plan, now=datetime.now(UTC)),
             now=datetime.now(UTC),
         )
-        requests = _requests(context.instance, found, settings, room)
-        return requests or dg.SkipReason(f"gaps that are due: {len(due)}, all asked for already" if due else "no gap is due")
+        requests = _requests(context.instance, in_turn(found, room), settings, room)
+        if requests:
+            return requests
+        return dg.SkipReason(
+            f"gaps that are due: {len(due)}, rechecks: {len(again)}, all asked for already" if due or again else "no gap is due"
+        )
 
     return gaps
 
 
-def finished_parts(gaps: Sequence[DueGap], workbench: Workbench) -> list[DueGap]:
-    """``gaps`` without the session that still runs or has just closed: polls and the after-close schedules see to that."""
+def finished_parts(gaps: Sequence[D], workbench: Workbench) -> list[D]:
+    """``gaps`` without the session that still runs or has just closed: sweeps and the after-close schedules see to that."""
     at = workbench.now() - LEFT_TO_THE_SCHEDULES
     newest = {name: last_closed(workbench.calendar(name), at, within=None) for name in {gap.calendar for gap in gaps}}
     cut = []
@@ -117,40 +117,6 @@ def finished_parts(gaps: Sequence[DueGap], workbench: Workbench) -> list[DueGap]
         if finished is not None and gap.first <= finished:
             cut.append(replace(gap, last=min(gap.last, finished)))
     return cut
-
-
-def healings(
-    gaps: Sequence[DueGap],
-    plan: PartitionPlan,
-    *,
-    symbols: Sequence[str],
-    in_flight: Mapping[Interval, set[Cell]],
-    now: datetime,
-) -> list[Healing]:
-    """The runs that heal ``gaps``: neighbours share a box, and the boxes come in the order of their first gap.
-
-    Left out is what is in flight, and what Dagster has no key for yet: a new symbol's is added by the symbols sensor.
-    """
-    columns = set(symbols)
-    turn: dict[tuple[Interval, Cell], int] = {}
-    attempts: dict[tuple[Interval, Cell], list[str]] = defaultdict(list)
-    existing = {interval: plan.periods(interval).existing(now) for interval in FETCHED_INTERVALS}
-    for place, gap in enumerate(gaps):
-        periods = plan.periods(gap.interval)
-        for period in periods.keys(gap.first, gap.last):
-            cell = Cell(period, plan.column_of(gap.symbol))
-            if cell.symbol in columns and cell not in in_flight.get(gap.interval, ()) and period <= existing[gap.interval][-1]:
-                turn.setdefault((gap.interval, cell), place)
-                attempts[gap.interval, cell].append(f"{gap.symbol}:{gap.first}:{gap.attempts}:{gap.failures}:{gap.due_since}")
-    found: list[tuple[int, Healing]] = []
-    for interval in FETCHED_INTERVALS:
-        cells = {cell for held, cell in turn if held is interval}
-        for box in boxes(cells, periods=existing[interval], symbols=symbols, largest=PARTITIONS_A_HEALING_RUN):
-            inside = cells_between(box.first, box.last, periods=existing[interval], symbols=symbols)
-            named = "\n".join(f"{cell.key} {attempt}" for cell in inside for attempt in sorted(attempts[interval, cell]))
-            digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-            found.append((min(turn[interval, cell] for cell in inside), Healing(interval, box, digest)))
-    return [healing for _, healing in sorted(found, key=lambda pair: (pair[0], pair[1].box))]
 
 
 def _requests(instance: dg.DagsterInstance, found: Sequence[Healing], settings: Settings, room: int) -> list[dg.RunRequest]:
@@ -171,12 +137,30 @@ def _requests(instance: dg.DagsterInstance, found: Sequence[Healing], settings: 
                 continue
         requests.append(
             dg.RunRequest(
-                run_key=f"gap:{healing.interval}:{healing.box.first.key}:{healing.box.last.key}:{healing.digest}:{len(ended) + 1}",
+                run_key=(
+                    f"{healing.cause}:{healing.interval}:{healing.box.first.key}:{healing.box.last.key}:{healing.digest}:"
+                    f"{len(ended) + 1}"
+                ),
                 job_name=job_name(healing.interval),
-                tags={**range_tags(healing.box), CAUSE: "gap", GAP: healing.digest, PRIORITY: WHEN_THERE_IS_ROOM},
+                run_config=_asking_again(healing),
+                tags={
+                    **range_tags(healing.box),
+                    CAUSE: healing.cause,
+                    LANE: "healing",
+                    GAP: healing.digest,
+                    PRIORITY: WHEN_THERE_IS_ROOM,
+                },
             )
         )
     return requests
+
+
+def _asking_again(healing: Healing) -> dict[str, Any]:
+    if healing.again is None:
+        return {}
+    first, last = healing.again
+    config = {"refetch_from": first.isoformat(), "refetch_to": last.isoformat()}
+    return {"ops": {op_name(healing.interval): {"config": config}}}
 
 
 def janitor_sensor() -> dg.SensorDefinition:

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 GAP = "mdp/gap"
 CALENDAR = "mdp/calendar"
+# Of a run that carries out jobs: the worker that was leased them, the tier whose queue they waited in, and whether they are about
+# what is fresh (live) or not (history).
+BATCH, TIER, PART = "mdp/batch", "mdp/tier", "mdp/part"
+# The budget's lane, where it is the healers': dagster.yaml bounds gaps and rechecks together by it.
+LANE = "mdp/lane"
 FRESH_FIRST, WHEN_THERE_IS_ROOM = "10", "0"
 
 # With RECONCILE the jobs that are not of assets; every op of theirs shows a heartbeat, too.
-POLL, PRUNE, SECOND_OPINIONS = "poll_candles", "prune_event_log", "second_opinions"
+WORK, PRUNE, SECOND_OPINIONS, LISTINGS = "work_jobs", "prune_event_log", "second_opinions", "listings"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -53,7 +58,7 @@ def cells_in_flight(instance: dg.DagsterInstance, plan: PartitionPlan, *, now: d
 
 def is_ours(run: dg.DagsterRun) -> bool:
     """Whether ``run`` is of this code location: another may share the instance, and its runs show us no heartbeat."""
-    return run.job_name in {POLL, RECONCILE, PRUNE, SECOND_OPINIONS} or any(
+    return run.job_name in {WORK, RECONCILE, PRUNE, SECOND_OPINIONS, LISTINGS} or any(
         _works_on(run, fetched) for fetched in FETCHED_INTERVALS
     )
 

@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.candles import Interval
     from market_data_pipeline.domain.coverage import LedgerRow
+    from market_data_pipeline.domain.queue import Lease
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.domain.universe import Instrument
+    from market_data_pipeline.ingest.jobs import EndedJob
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.ingest.report import Stretch, StretchReport
     from market_data_pipeline.ingest.second_opinion import SecondOpinions
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.heartbeats import Heartbeat
-    from market_data_pipeline.storage.ledger import DueGap
+    from market_data_pipeline.storage.jobs import JobQueue
+    from market_data_pipeline.storage.ledger import DueGap, DueRecheck
     from market_data_pipeline.storage.opinions import Opinion
 
 SECONDS_BETWEEN_BEATS = 15.0
@@ -74,8 +77,32 @@ class Workbench(Protocol):
         """The gaps of fetched intervals whose next attempt is due, in the order in which they should be served."""
         ...
 
+    def due_rechecks(self, *, limit: int) -> Sequence[DueRecheck]:
+        """The sessions that lack nothing and are due to be asked for again, in the order in which they should be served."""
+        ...
+
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         """What the ledger holds of these sessions, both included."""
+        ...
+
+    def reached_since(self, interval: Interval, calendar: str) -> float | None:
+        """From when on sessions of ``calendar`` can be asked for, epoch seconds; None: always."""
+        ...
+
+    def queue(self) -> JobQueue:
+        """The queue of jobs."""
+        ...
+
+    def work_off(self, leases: Sequence[Lease], *, run_id: str) -> Iterator[EndedJob]:
+        """Carry out leased jobs, and end each in the queue."""
+        ...
+
+    def forget_done_jobs(self, *, older_than: timedelta) -> int:
+        """How many jobs that were done longer ago were deleted from the queue."""
+        ...
+
+    def infer_listings(self, *, run_id: str) -> Sequence[object]:
+        """What the ledger's evidence says of when instruments were listed, since the last look; it is stored."""
         ...
 
     def ask_second_opinions(self, interval: Interval, *, share: float, run_id: str) -> SecondOpinions:
@@ -156,6 +183,37 @@ class RealWorkbench:
             intervals=FETCHED_INTERVALS,
             reach_seconds=self.pipeline.reaches(FETCHED_INTERVALS),
         )
+
+    def due_rechecks(self, *, limit: int) -> Sequence[DueRecheck]:
+        """The ledger's, as far as some provider still has them."""
+        return self.pipeline.ledger.due_rechecks(
+            self.now(), limit=limit, intervals=FETCHED_INTERVALS, reach_seconds=self.pipeline.reaches(FETCHED_INTERVALS)
+        )
+
+    def reached_since(self, interval: Interval, calendar: str) -> float | None:
+        """By the longest reach of any provider."""
+        reach = self.pipeline.reach_seconds(interval, calendar)
+        return None if reach is None else self.now().timestamp() - reach
+
+    def queue(self) -> JobQueue:
+        """The pipeline's."""
+        return self.pipeline.jobs
+
+    def work_off(self, leases: Sequence[Lease], *, run_id: str) -> Iterator[EndedJob]:
+        """The use-case."""
+        from market_data_pipeline.ingest.jobs import work_off  # noqa: PLC0415 - see Workbenches.open
+
+        return work_off(leases, queue=self.pipeline.jobs, pipeline=self.pipeline, run_id=run_id)
+
+    def forget_done_jobs(self, *, older_than: timedelta) -> int:
+        """The queue's."""
+        return self.pipeline.jobs.prune_done(older_than)
+
+    def infer_listings(self, *, run_id: str) -> Sequence[object]:
+        """The use-case."""
+        from market_data_pipeline.ingest.listing import infer_listings  # noqa: PLC0415 - see Workbenches.open
+
+        return infer_listings(self.pipeline, run_id=run_id)
 
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         """The ledger's rows."""

@@ -23,10 +23,10 @@ RECONCILE = "reconcile"
 
 
 def lane_of(cause: str | None) -> Lane:
-    """Whose part of the budgets a run with this ``CAUSE`` spends: polls and closes bring the newest data, all else is history."""
+    """Whose part of the budgets a run with this ``CAUSE`` spends: sweeps and closes bring the newest data, all else is history."""
     if cause in {"gap", "recheck"}:
         return Lane.HEALING
-    return Lane.LIVE if cause in {"poll", "close", "sweep"} else Lane.BACKFILL
+    return Lane.LIVE if cause in {"close", "sweep"} else Lane.BACKFILL
 
 
 def job_name(interval: Interval) -> str:

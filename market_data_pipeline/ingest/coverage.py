@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from market_data_pipeline.domain.coverage import VERDICTS, Verdict, runs, verdict_codes
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.overview import verdict_cells
+from market_data_pipeline.ingest.report import LedgerHistory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,6 +70,8 @@ class Masks:
     """Sessions whose ledger row expects another number of bars than the calendar does now."""
     attempts: Int32s
     """Answers that left a hole."""
+    finality: Int32s
+    """How sure its bars are; -1 for a session without a row."""
 
     @property
     def resolved(self) -> Bools:
@@ -79,6 +83,7 @@ def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
     """Lay ledger rows of one symbol and interval over their grid. Rows of sessions that the grid lacks are left out."""
     present, confirmed, halted = (np.zeros(len(grid.opened_at), bool) for _ in range(3))
     known, misfit, attempts = np.zeros(len(grid), bool), np.zeros(len(grid), bool), np.zeros(len(grid), np.int32)
+    finality = np.full(len(grid), -1, np.int32)
     place_of = {session: place for place, session in enumerate(grid.sessions)}
     edges = grid.offsets.tolist()
     for row in rows:
@@ -86,7 +91,7 @@ def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
         if place is None:
             continue
         known[place] = True
-        attempts[place] = row.attempts
+        attempts[place], finality[place] = row.attempts, int(row.finality)
         if row.expected != edges[place + 1] - edges[place]:
             misfit[place] = True
             continue
@@ -94,7 +99,22 @@ def masks_of(grid: Grid, rows: Sequence[LedgerRow]) -> Masks:
         confirmed[edges[place] : edges[place + 1]] = row.confirmed_empty
         if row.halted is not None:
             halted[edges[place] : edges[place + 1]] = row.halted
-    return Masks(present, confirmed, halted, known, misfit, attempts)
+    return Masks(present, confirmed, halted, known, misfit, attempts, finality)
+
+
+def history_of(grid: Grid, masks: Masks, codes: npt.NDArray[np.uint8], places: slice) -> LedgerHistory:
+    """What lies behind the verdicts ``codes`` of the whole grid, in the sessions ``places``."""
+    missing = codes == VERDICTS.index(Verdict.MISSING)
+    begins = missing & ~np.concatenate(([False], missing[:-1]))
+    # A gap ends with its session.
+    begins[grid.offsets[:-1]] = missing[grid.offsets[:-1]]
+    sure = masks.finality[places]
+    counts = np.bincount(sure[sure >= 0], minlength=len(Finality)).tolist()
+    return LedgerHistory(
+        gaps=int(begins[grid.bars_of(places)].sum()),
+        attempts=int(masks.attempts[places].sum()),
+        finality={finality: counts[finality] for finality in Finality},
+    )
 
 
 def listed(instrument: Instrument, grid: Grid) -> Bools:

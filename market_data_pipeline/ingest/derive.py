@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.coverage import tally
-from market_data_pipeline.ingest.coverage import codes_of, masks_of, rows_by_symbol
+from market_data_pipeline.ingest.coverage import codes_of, history_of, masks_of, rows_by_symbol
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 
@@ -97,5 +97,6 @@ def _derive(
                 inserted=int((masks.present[bars] & ~was.present[bars]).sum()),
                 seconds=seconds,
                 providers=(DERIVED,),
+                history=history_of(grid, masks, codes, places),
                 failure="the ledger is out of step with calendar or minutes: run `mdp reconcile --repair`" if astray else None,
             )

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from market_data_pipeline.domain.coverage import Verdict
+    from market_data_pipeline.domain.finality import Finality
     from market_data_pipeline.domain.universe import Instrument
 
 
@@ -20,6 +21,15 @@ class Stretch:
     instrument: Instrument
     first: date
     last: date
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHistory:
+    """What lies behind the verdicts of some sessions: stretches of missing bars, answers that left a hole, sessions by finality."""
+
+    gaps: int = 0
+    attempts: int = 0
+    finality: Mapping[Finality, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +54,4 @@ class StretchReport:
     failure: str | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    history: LedgerHistory = field(default_factory=LedgerHistory)

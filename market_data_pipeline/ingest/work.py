@@ -10,6 +10,7 @@ import numpy as np
 
 from market_data_pipeline.domain.coverage import tally
 from market_data_pipeline.domain.errors import BarrenError
+from market_data_pipeline.ingest.coverage import history_of
 from market_data_pipeline.ingest.merge import Part
 from market_data_pipeline.ingest.report import StretchReport
 
@@ -231,6 +232,7 @@ class Work:
             failure=self._failure(places, jobs),
             failures=told,
             dropped=dict(dropped),
+            history=history_of(self.grid, self.after or self.masks, codes, places),
         )
 
     def _failure(self, places: slice, jobs: list[Job]) -> str | None:

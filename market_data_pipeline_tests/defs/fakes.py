@@ -12,17 +12,22 @@ import numpy as np
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import LedgerRow, Verdict
+from market_data_pipeline.domain.finality import Finality
+from market_data_pipeline.domain.queue import JobState
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.domain.universe import Instrument, Tier
+from market_data_pipeline.ingest.jobs import EndedJob, JobOutcome
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.ingest.second_opinion import SecondOpinions
 from market_data_pipeline.storage.heartbeats import Heartbeat
-from market_data_pipeline.storage.ledger import DueGap
+from market_data_pipeline.storage.ledger import DueGap, DueRecheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from market_data_pipeline.domain.queue import Lease
     from market_data_pipeline.domain.sessions import TradingCalendar
+    from market_data_pipeline.storage.jobs import JobQueue
     from market_data_pipeline.storage.opinions import Opinion
 
 NOW = datetime(2024, 3, 8, 22, 0, tzinfo=UTC)
@@ -78,6 +83,28 @@ def due_gap(  # a gap of one session unless told otherwise
     )
 
 
+def due_recheck(
+    symbol: str,
+    first: date,
+    last: date | None = None,
+    *,
+    symbol_id: int = 1,
+    interval: Interval = Interval.M1,
+    due_since: datetime = NOW - timedelta(hours=1),
+) -> DueRecheck:
+    return DueRecheck(
+        symbol_id=symbol_id,
+        symbol=symbol,
+        calendar="XNYS",
+        interval=interval,
+        first=first,
+        last=last or first,
+        sessions=1,
+        finality=Finality.PROVISIONAL,
+        due_since=due_since,
+    )
+
+
 def ledger_row(
     symbol_id: int, session: date, *, interval: Interval = Interval.M1, present: int = 390, answered: bool = True
 ) -> LedgerRow:
@@ -106,6 +133,12 @@ class FakeWorkbench:
     virtual: bool = True
     outcome: Callable[[Stretch, Interval], StretchReport] = complete
     gaps: Sequence[DueGap] = ()
+    rechecks: Sequence[DueRecheck] = ()
+    jobs: JobQueue | None = None
+    work: Callable[[Lease], JobOutcome] = JobOutcome
+    jobs_kept: list[timedelta] = field(default_factory=list)
+    findings: Sequence[object] = ()
+    since: float | None = None
     rows: Sequence[LedgerRow] = ()
     beats: list[Heartbeat] = field(default_factory=list)
     asked: list[tuple[Stretch, Interval]] = field(default_factory=list)
@@ -152,6 +185,34 @@ class FakeWorkbench:
 
     def due_gaps(self, *, limit: int) -> Sequence[DueGap]:
         return self.gaps[:limit]
+
+    def due_rechecks(self, *, limit: int) -> Sequence[DueRecheck]:
+        return self.rechecks[:limit]
+
+    def reached_since(self, interval: Interval, calendar: str) -> float | None:
+        del interval, calendar
+        return self.since
+
+    def queue(self) -> JobQueue:
+        assert self.jobs is not None, "this test is about jobs: give it a queue"
+        return self.jobs
+
+    def work_off(self, leases: Sequence[Lease], *, run_id: str) -> Iterator[EndedJob]:
+        del run_id
+        for lease in leases:
+            outcome = self.work(lease)
+            if outcome.failure is not None:
+                yield EndedJob(outcome, self.queue().fail(lease, outcome.failure, is_final=outcome.is_final))
+            else:
+                yield EndedJob(outcome, JobState.DONE if self.queue().complete(lease, result=outcome.result) else None)
+
+    def forget_done_jobs(self, *, older_than: timedelta) -> int:
+        self.jobs_kept.append(older_than)
+        return 0
+
+    def infer_listings(self, *, run_id: str) -> Sequence[object]:
+        del run_id
+        return self.findings
 
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         return [

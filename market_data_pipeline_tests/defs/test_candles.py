@@ -9,12 +9,15 @@ import dagster as dg
 import pytest
 
 from market_data_pipeline.defs.build import build_definitions
+from market_data_pipeline.defs.candles import CandlesConfig
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.domain.errors import InvalidInputError
+from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan, bucket_of, plan_partitions
 from market_data_pipeline.domain.sessions import trading_calendar
-from market_data_pipeline.ingest.report import Stretch, StretchReport
+from market_data_pipeline.ingest.report import LedgerHistory, Stretch, StretchReport
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.defs.fakes import FakeWorkbench, complete, failing, universe
 from market_data_pipeline_tests.defs.instances import run_box
@@ -71,7 +74,16 @@ def test_the_metadata_of_a_partition_says_what_a_person_wants_to_know(instance: 
         del interval
         verdicts = {Verdict.PRESENT: 380, Verdict.CONFIRMED_EMPTY: 6, Verdict.MISSING: 4, Verdict.PENDING: 0}
         return StretchReport(
-            stretch, 390, verdicts, inserted=12, refused=1, requests=0.5, seconds=1.23456, providers=("yahoo",), dropped={"live": 2}
+            stretch,
+            390,
+            verdicts,
+            inserted=12,
+            refused=1,
+            requests=0.5,
+            seconds=1.23456,
+            providers=("yahoo",),
+            dropped={"live": 2},
+            history=LedgerHistory(gaps=2, attempts=3, finality={Finality.SETTLED: 1}),
         )
 
     run_box(instance, FakeWorkbench(universe(*SYMBOLS), outcome=outcome), FIRST, FIRST)
@@ -79,7 +91,16 @@ def test_the_metadata_of_a_partition_says_what_a_person_wants_to_know(instance: 
         "rows": 380,
         "expected": 390,
         "confirmed_empty": 6,
+        "halted": 0,
+        "not_listed": 0,
+        "pending": 0,
+        "unreachable": 0,
         "missing": 4,
+        "gaps": 2,
+        "attempts": 3,
+        "provisional_sessions": 0,
+        "settled_sessions": 1,
+        "final_sessions": 0,
         "inserted": 12,
         "requests": 0.5,
         "seconds": 1.235,
@@ -128,6 +149,32 @@ def test_a_derived_interval_can_be_computed_alone(instance: dg.DagsterInstance) 
     workbench = FakeWorkbench(universe(*SYMBOLS))
     run_box(instance, workbench, FIRST, FIRST, intervals=(Interval.M5,))
     assert [interval for _, interval in workbench.asked] == [Interval.M5]
+
+
+def test_every_verdict_is_a_number_of_every_partition_so_that_the_page_plots_them(instance: dg.DagsterInstance) -> None:
+    run_box(instance, FakeWorkbench(universe(*SYMBOLS)), FIRST, FIRST)
+    said = metadata_of(instance, Interval.M1, FIRST.key)
+    absent = [said[verdict.value] for verdict in Verdict if verdict is not Verdict.PRESENT]
+    assert all(isinstance(count, int) for count in absent)
+    assert said["rows"] + sum(absent) == said["expected"]
+
+
+def test_only_the_sessions_named_are_asked_again(instance: dg.DagsterInstance) -> None:
+    plan, workbench = plan_of(symbols=3), FakeWorkbench(universe(*SYMBOLS))
+    job = build_definitions(Settings(), plan, workbenches=workbench).resolve_job_def("candles_1d")
+    config = {"refetch_from": "2024-03-05", "refetch_to": "2024-03-06"}
+    result = job.execute_in_process(
+        instance=instance, partition_key="2024-03-01|AAPL", run_config={"ops": {"fetch_candles_1d": {"config": config}}}
+    )
+    asked = [(stretch.first.day, stretch.last.day) for stretch, _ in workbench.asked]
+    assert (result.success, workbench.refetched, asked) == (True, [True, False], [(5, 6), (7, 9), (1, 4)])
+    # Three pieces, one partition.
+    assert metadata_of(instance, Interval.D1, "2024-03-01|AAPL")["rows"] == 3 * 390
+
+
+def test_a_range_that_is_no_dates_is_refused_in_words() -> None:
+    with pytest.raises(InvalidInputError, match="expected dates such as 2026-11-16"):
+        CandlesConfig(refetch_from="yesterday").again()
 
 
 @pytest.mark.parametrize("refetch", [True, False])

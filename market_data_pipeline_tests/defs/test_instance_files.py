@@ -78,8 +78,12 @@ def test_the_two_files_differ_in_nothing_but_the_storage() -> None:
     assert without_storage[0] == without_storage[1]
 
 
-def test_few_fat_runs_at_a_time() -> None:
-    assert 2 <= read(POSTGRES)["concurrency"]["runs"]["max_concurrent_runs"] <= 4
+def test_few_fat_runs_at_a_time_and_a_place_for_a_session_that_has_just_closed() -> None:
+    runs = read(POSTGRES)["concurrency"]["runs"]
+    limits = {limit["value"]: limit["limit"] for limit in runs["tag_concurrency_limits"]}
+    assert 2 <= runs["max_concurrent_runs"] <= 6
+    assert limits["healing"] + limits["jobs"] < runs["max_concurrent_runs"]
+    assert (limits["history"] < limits["jobs"], limits["recheck"] < limits["healing"]) == (True, True)
 
 
 def test_a_run_whose_work_failed_is_not_retried_and_one_that_crashed_is() -> None:

@@ -52,7 +52,8 @@ def settled(workbench: FakeWorkbench, plan: PartitionPlan, interval: Interval = 
 def test_a_session_that_was_answered_is_settled_with_its_counts() -> None:
     workbench = FakeWorkbench(universe("AAPL"), rows=[ledger_row(1, WEEK[0], present=380)])
     (found,) = settled(workbench, DAYS)
-    assert (found.cell, found.rows, found.expected, found.as_metadata()["missing"]) == (FIRST, 380, 390, 10)
+    said = found.as_metadata()
+    assert (found.cell, said["rows"], said["expected"], said["missing"], said["gaps"]) == (FIRST, 380, 390, 10, 1)
 
 
 def test_a_session_without_an_answer_is_not_settled() -> None:
@@ -67,7 +68,22 @@ def test_a_week_is_settled_when_all_its_sessions_are() -> None:
 
 def test_the_counts_of_a_week_are_those_of_its_sessions() -> None:
     (found,) = settled(FakeWorkbench(universe("AAPL"), rows=[ledger_row(1, day, present=100) for day in WEEK]), WEEKS)
-    assert (found.rows, found.expected) == (500, 1_950)
+    said = found.as_metadata()
+    assert (said["rows"], said["expected"], said["provisional_sessions"]) == (500, 1_950, 5)
+
+
+def test_what_nobody_can_be_asked_for_any_more_is_unreachable_and_not_missing() -> None:
+    workbench = FakeWorkbench(universe("AAPL"), rows=[ledger_row(1, WEEK[0], present=380)], since=2.0)
+    (found,) = settled(workbench, DAYS)
+    said = found.as_metadata()
+    assert (said["unreachable"], said["missing"], said["gaps"]) == (10, 0, 0)
+
+
+def test_a_session_that_still_runs_is_not_over() -> None:
+    rows = [ledger_row(1, day) for day in WEEK]
+    friday = FakeWorkbench(universe("AAPL"), rows=rows, at=datetime(2024, 3, 8, 15, 0, tzinfo=UTC))
+    found = settled_partitions(friday.held, Interval.M1, DAYS, friday, over=True)
+    assert [cell.cell.period for cell in found] == [f"2024-03-0{day}" for day in (4, 5, 6, 7)]
 
 
 def reconcile(
@@ -138,3 +154,21 @@ def test_the_prune_job_deletes_by_its_config(instance: dg.DagsterInstance) -> No
     job = build_definitions(Settings(), DAYS, workbenches=FakeWorkbench()).resolve_job_def("prune_event_log")
     job.execute_in_process(instance=instance, run_config={"ops": {"prune_finished_runs": {"config": {"older_than_days": 3}}}})
     assert instance.has_run(run.run_id)
+
+
+def test_the_prune_job_forgets_jobs_done_a_week_ago(instance: dg.DagsterInstance) -> None:
+    workbench = FakeWorkbench()
+    build_definitions(Settings(), DAYS, workbenches=workbench).resolve_job_def("prune_event_log").execute_in_process(
+        instance=instance
+    )
+    assert workbench.jobs_kept == [timedelta(days=7)]
+
+
+# --- listings
+
+
+def test_the_listings_job_infers_them_from_the_ledger(instance: dg.DagsterInstance) -> None:
+    workbench = FakeWorkbench(findings=["IBM: first session 2024-03-04"])
+    job = build_definitions(Settings(), DAYS, workbenches=workbench).resolve_job_def("listings")
+    assert job.execute_in_process(instance=instance).success
+    assert len(workbench.beats) == 1

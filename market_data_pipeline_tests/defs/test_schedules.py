@@ -11,14 +11,11 @@ import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from market_data_pipeline.defs.build import build_definitions
-from market_data_pipeline.defs.schedules import crons_after_close, last_closed, running_session
-from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.coverage import Verdict
+from market_data_pipeline.defs.schedules import crons_after_close, last_closed
 from market_data_pipeline.domain.partitions import CalendarHours, default_plan
 from market_data_pipeline.domain.sessions import trading_calendar
-from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.settings import Settings
-from market_data_pipeline_tests.defs.fakes import FakeWorkbench, failing, instrument, ledger_row, universe
+from market_data_pipeline_tests.defs.fakes import FakeWorkbench, instrument, ledger_row, universe
 from market_data_pipeline_tests.defs.instances import STOCK, sqlite_instance
 
 if TYPE_CHECKING:
@@ -34,12 +31,6 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterIns
     # The context of a schedule's tick takes no ephemeral instance.
     with sqlite_instance(tmp_path_factory.mktemp("dagster") / "home", STOCK) as opened:
         opened.add_dynamic_partitions("symbols", [*SYMBOLS, "BTC"])
-        yield opened
-
-
-@pytest.fixture
-def ephemeral() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as opened:
         yield opened
 
 
@@ -142,84 +133,8 @@ def test_on_a_virtual_clock_the_tick_asks_for_the_session_that_closed_there(inst
     assert asked(said) == [("2024-03-06|AAPL", "2024-03-06|AAPL")]
 
 
-def test_a_session_belongs_to_the_day_of_the_exchange_and_not_of_utc() -> None:
-    # Sydney's Monday 2024-03-04 opened on Sunday at 23:00 UTC.
-    assert running_session(trading_calendar("XASX"), datetime(2024, 3, 3, 23, 30, tzinfo=UTC)) == date(2024, 3, 4)
-
-
 def test_a_session_counts_as_closed_from_its_close_on() -> None:
     close = datetime(2024, 3, 7, 16, 0, tzinfo=NEW_YORK)
     calendar = trading_calendar("XNYS")
     found = [last_closed(calendar, at.astimezone(UTC), within=None) for at in (close - timedelta(seconds=1), close)]
     assert found == [date(2024, 3, 6), date(2024, 3, 7)]
-
-
-# --- polls
-
-
-def test_while_the_exchange_is_open_its_session_is_polled(instance: dg.DagsterInstance) -> None:
-    said = tick("xnys_poll", real(*SYMBOLS), instance, datetime(2024, 3, 7, 9, 35, tzinfo=NEW_YORK))
-    assert not isinstance(said, dg.SkipReason)
-    assert said[0].run_config == {"ops": {"poll_running_session": {"config": {"calendar": "XNYS"}}}}
-
-
-@pytest.mark.parametrize("local", [(2024, 3, 7, 9, 30), (2024, 3, 7, 16, 10), (2024, 3, 9, 12, 0), (2024, 11, 29, 14, 0)])
-def test_while_it_is_closed_nothing_is_polled(instance: dg.DagsterInstance, local: tuple[int, int, int, int, int]) -> None:
-    said = tick("xnys_poll", real(*SYMBOLS), instance, datetime(*local, tzinfo=NEW_YORK))
-    assert skipped(said) == "XNYS is closed"
-
-
-def test_a_poll_does_not_start_before_the_last_has_ended(instance: dg.DagsterInstance) -> None:
-    workbench = real(*SYMBOLS)
-    job = build_definitions(Settings(), default_plan(), workbenches=workbench).resolve_job_def("poll_candles")
-    run = instance.create_run_for_job(
-        job,
-        status=dg.DagsterRunStatus.STARTED,
-        tags={"mdp/cause": "poll", "mdp/calendar": "XNYS"},
-        run_config={"ops": {"poll_running_session": {"config": {"calendar": "XNYS"}}}},
-    )
-    said = tick("xnys_poll", workbench, instance, datetime(2024, 3, 7, 9, 35, tzinfo=NEW_YORK))
-    instance.delete_run(run.run_id)
-    assert "has not ended" in skipped(said)
-
-
-def poll(workbench: FakeWorkbench, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    job = build_definitions(Settings(), default_plan(), workbenches=workbench).resolve_job_def("poll_candles")
-    return job.execute_in_process(
-        instance=instance,
-        run_config={"ops": {"poll_running_session": {"config": {"calendar": "XNYS"}}}},
-        raise_on_error=False,
-    )
-
-
-OPEN = datetime(2024, 3, 7, 15, 0, tzinfo=UTC)
-
-
-def test_a_poll_fetches_the_running_session_and_derives_from_it(ephemeral: dg.DagsterInstance) -> None:
-    workbench = FakeWorkbench(universe("AAPL"), at=OPEN)
-    assert poll(workbench, ephemeral).success
-    assert [interval for _, interval in workbench.asked] == [Interval.M1, Interval.M5, Interval.M15, Interval.M30]
-    assert {(stretch.first, stretch.last) for stretch, _ in workbench.asked} == {(date(2024, 3, 7), date(2024, 3, 7))}
-
-
-def test_a_poll_materialises_nothing(ephemeral: dg.DagsterInstance) -> None:
-    poll(FakeWorkbench(universe("AAPL"), at=OPEN), ephemeral)
-    assert ephemeral.get_materialized_partitions(dg.AssetKey(["candles", "1m"])) == set()
-
-
-def test_a_poll_in_which_one_symbol_failed_succeeds_and_one_in_which_all_failed_does_not(ephemeral: dg.DagsterInstance) -> None:
-    one, all_ = (FakeWorkbench(universe("AAPL", "IBM"), at=OPEN, outcome=failing(*s)) for s in (("IBM",), ("IBM", "AAPL")))
-    assert (poll(one, ephemeral).success, poll(all_, ephemeral).success) == (True, False)
-
-
-def test_a_poll_of_a_closed_exchange_asks_for_nothing(ephemeral: dg.DagsterInstance) -> None:
-    workbench = FakeWorkbench(universe("AAPL"), at=datetime(2024, 3, 9, 15, 0, tzinfo=UTC))
-    assert (poll(workbench, ephemeral).success, workbench.asked) == (True, [])
-
-
-def test_pending_minutes_are_no_failure(ephemeral: dg.DagsterInstance) -> None:
-    def outcome(stretch: Stretch, interval: Interval) -> StretchReport:
-        del interval
-        return StretchReport(stretch, 390, {Verdict.PRESENT: 30, Verdict.PENDING: 360})
-
-    assert poll(FakeWorkbench(universe("AAPL"), at=OPEN, outcome=outcome), ephemeral).success

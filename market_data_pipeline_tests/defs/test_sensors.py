@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_data_pipeline.defs.build import build_definitions
-from market_data_pipeline.defs.sensors import finished_parts, healings, left_behind, process_lives
+from market_data_pipeline.defs.healing import healings
+from market_data_pipeline.defs.sensors import finished_parts, left_behind, process_lives
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.partitions import Box, Cell, cells_between, default_plan
 from market_data_pipeline.domain.universe import Tier
@@ -183,7 +184,7 @@ def test_without_gaps_the_tick_says_so(instance: dg.DagsterInstance) -> None:
     assert tick("gaps", FakeWorkbench(at=NOW), instance).skip_message == "no gap is due"
 
 
-def test_the_running_session_is_left_to_the_polls() -> None:
+def test_the_running_session_is_left_to_the_sweep() -> None:
     running = date(2024, 3, 20)
     at = datetime(2024, 3, 20, 18, 0, tzinfo=UTC)
     gaps = [due_gap("AAPL", date(2024, 3, 19), running), due_gap("IBM", running, symbol_id=2)]
