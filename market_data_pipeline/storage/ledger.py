@@ -388,7 +388,17 @@ class Ledger:
         }
         with self._engine.connect() as connection:
             return [
-                DueRecheck(*row[:3], Interval.of_seconds(row.interval_s), *row[4:7], Finality(row.finality), row.due_since)
+                DueRecheck(
+                    symbol_id=row.symbol_id,
+                    symbol=row.symbol,
+                    calendar=row.calendar,
+                    interval=Interval.of_seconds(row.interval_s),
+                    first=row.first,
+                    last=row.last,
+                    sessions=row.sessions,
+                    finality=Finality(row.finality),
+                    due_since=row.due_since,
+                )
                 for row in connection.exec_driver_sql(_DUE_RECHECKS, parameters)
             ]
 

@@ -387,7 +387,7 @@ def test_nobody_is_asked_again_for_what_is_out_of_reach_or_not_listed(ledger: Le
     with engine.begin() as connection:
         connection.exec_driver_sql("update symbol_universe set is_unknown = true where symbol = 'IBM'")
     ledger.open_sessions([whole(s, day, NOW) for s in (1, 2, 3) for day in (MONDAY, WEDNESDAY)])
-    reach = {(Interval.M1, None): 7 * 86_400}
+    reach: dict[tuple[Interval, str | None], int | None] = {(Interval.M1, None): 7 * 86_400}
     found = ledger.due_rechecks(NOW, limit=10, reach_seconds=reach)
     assert [(recheck.symbol, recheck.first) for recheck in found] == [("MSFT", WEDNESDAY)]
     assert len(ledger.due_rechecks(NOW, limit=10)) == 2
