@@ -136,6 +136,18 @@ def test_only_dead_letters_can_be_deleted(queue: JobQueue) -> None:
     assert state_of(queue, "j-2") is JobState.QUEUED
 
 
+def test_a_lease_of_a_job_that_was_deleted_is_worth_nothing_in_the_next_life_of_its_id(queue: JobQueue) -> None:
+    queue.submit([backfill(1)])
+    old = only(queue.lease("zombie", tier=Tier.T0, limit=1))
+    queue.fail(old, "no such symbol", is_final=True)
+    queue.delete("j-1", actor=ANNA)
+    queue.submit([backfill(1)])
+    new = only(queue.lease("w", tier=Tier.T0, limit=1))
+    assert new.attempts == old.attempts
+    assert not queue.complete(old)
+    assert queue.complete(new)
+
+
 def test_purging_forgets_what_is_older_and_meant_and_nothing_else(queue: JobQueue, engine: Engine) -> None:
     bury(queue, backfill(1), backfill(2, Tier.T1))
     queue.refuse("file", "[]", "not a job")
