@@ -1,4 +1,4 @@
-"""`mdp reconcile`: the ledger compared with bars and calendar and brought in line, then Dagster told what the ledger knows."""
+"""`mdp reconcile`: ledger compared with bars and calendar and brought in line, lost derived bars derived, Dagster told."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ class _Dagster:
 @symbols_option
 @tier_option
 @intervals_option
-@click.option("--repair", is_flag=True, help="Bring the ledger in line with bars and calendar. Bars are never touched.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Bring the ledger in line with bars and calendar; derive again what can be. Stored bars are never touched.",
+)
 @click.option("--dry-run", is_flag=True, help="Only compare ledger and bars: repair nothing, tell Dagster nothing.")
 @json_option
 def reconcile(
@@ -76,14 +80,17 @@ def reconcile(
     with opened_pipeline() as pipeline:
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier, active_only=False)
         found = list(_compare(pipeline, instruments, intervals, repairing=repair))
+        derived = _derive_again(pipeline, instruments, found) if repair else 0
         told = _Dagster("skipped", "--dry-run") if dry_run else _tell_dagster(pipeline)
     names = {instrument.symbol_id: instrument.symbol for instrument in instruments}
     rows = [_row(names[one.symbol_id], one, repaired=repair and one.is_repairable) for one in found]
     open_count = sum(not row["repaired"] for row in rows)
     if as_json:
-        print_json({"discrepancies": rows, "dagster": asdict(told)})
+        print_json({"discrepancies": rows, "derived_again": derived, "dagster": asdict(told)})
     else:
         _print(rows, told, repair=repair)
+        if derived:
+            click.echo(f"{derived:,} lost bars of derived intervals were derived again from stored minutes")
     return FOUND_SOMETHING if open_count or told.state == "failed" else DONE
 
 
@@ -103,6 +110,27 @@ def _compare(
             )
         else:
             yield from audit(pipeline.engine, part.symbol_ids, part.interval, bounds=bounds, expected=expected)
+
+
+def _derive_again(pipeline: Pipeline, instruments: Sequence[Instrument], found: Sequence[Discrepancy]) -> int:
+    """Compute the lost bars of derived intervals whose minutes are there: no provider is asked, and no gap run would come for them.
+
+    Those whose minutes are lost too are derived with them, when those are healed.
+    """
+    from market_data_pipeline.ingest.derive import derive_candles  # noqa: PLC0415 - only where something was repaired
+    from market_data_pipeline.ingest.report import Stretch  # noqa: PLC0415 - as above
+    from market_data_pipeline.storage.reconcile import DiscrepancyKind  # noqa: PLC0415 - as above
+
+    by_id = {instrument.symbol_id: instrument for instrument in instruments}
+    lost: dict[Interval, list[Stretch]] = {}
+    for one in found:
+        if one.kind is DiscrepancyKind.LOST_BARS and one.interval.source is not None:
+            lost.setdefault(one.interval, []).append(Stretch(by_id[one.symbol_id], one.session, one.session))
+    return sum(
+        report.inserted
+        for interval, stretches in lost.items()
+        for report in derive_candles(stretches, interval, pipeline=pipeline, run_id=RECONCILE)
+    )
 
 
 def _parts(pipeline: Pipeline, instruments: Sequence[Instrument], intervals: Sequence[Interval]) -> Iterator[_Part]:
