@@ -71,6 +71,29 @@ def test_the_client_speaks_to_the_webserver_we_install(webserver: Webserver) -> 
             client.partition_keys(("candles", "7m"))
 
 
+@pytest.mark.parametrize(("is_new", "kind"), [(True, "assetMaterializations"), (False, "assetObservations")])
+@pytest.mark.parametrize("asset", [("quotes", "l1"), ("candles", "1h")], ids="/".join)
+def test_an_event_without_a_run_is_seen_on_the_asset_partitioned_or_not(
+    webserver: Webserver, asset: tuple[str, str], kind: str, *, is_new: bool
+) -> None:
+    with DagsterClient(webserver.url) as client:
+        client.report_asset_event(asset, f"told by a test, {kind}", is_new_data=is_new)
+    asked = f"... on Asset {{ {kind} {{ description }} }}"
+    query = f"query E($path: [String!]!) {{ assetOrError(assetKey: {{path: $path}}) {{ {asked} }} }}"
+    body = {"query": query, "variables": {"path": list(asset)}}
+    found = httpx.post(f"{webserver.url}/graphql", json=body, trust_env=False, timeout=30).json()["data"]["assetOrError"][kind]
+    assert f"told by a test, {kind}" in {event["description"] for event in found}
+
+
+def test_an_event_that_dagster_refuses_is_said_in_its_words() -> None:
+    refused = {"reportRunlessAssetEvents": {"__typename": "UnauthorizedError", "message": "read only"}}
+    with (
+        client_of(lambda _: httpx.Response(200, json={"data": refused})) as client,
+        pytest.raises(DagsterRefusedError, match="read only"),
+    ):
+        client.report_asset_event(("quotes", "l1"), "nothing")
+
+
 def client_of(answer: Callable[[httpx.Request], httpx.Response]) -> DagsterClient:
     return DagsterClient("http://dagster.test", transport=httpx.MockTransport(answer))
 

@@ -61,6 +61,30 @@ def taken(*contracts: OptionQuote, **changes: Any) -> JudgedChain:  # noqa: ANN4
 # --- quotes ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_quote_that_is_no_news_is_confirmed_and_keeps_the_time_from_which_it_was_known(
+    engine: Engine, ids: dict[str, int]
+) -> None:
+    store = QuoteStore(engine)
+    for minutes in (0, 1, 2):
+        store.record(said(APPLE), ids, known_at=NOON + minutes * MINUTE)
+    # An answer that was under way for longer is stored last, and takes nothing back.
+    store.record(said(APPLE), ids, known_at=NOON + MINUTE)
+    (quote,) = store.latest([ids["AAPL"]])
+    assert (quote.known_from, quote.confirmed_at) == (NOON, NOON + 2 * MINUTE)
+    (earlier,) = store.latest([ids["AAPL"]], as_of=NOON + MINUTE)
+    assert earlier.confirmed_at is None
+
+
+def test_whom_somebody_has_just_quoted_is_known_by_either_clock(engine: Engine, ids: dict[str, int]) -> None:
+    store = QuoteStore(engine)
+    everybody = list(ids.values())
+    store.record(said(APPLE), ids, known_at=NOON)
+    for now, fresh in ((NOON + MINUTE, {ids["AAPL"]}), (NOON + 2 * MINUTE, set()), (NOON - 3 * MINUTE, set()), (None, set())):
+        assert store.confirmed_within(everybody, 2 * MINUTE, now=now) == fresh
+    store.record(said(replace(APPLE, symbol="MSFT")), ids)
+    assert store.confirmed_within(everybody, 2 * MINUTE) == {ids["MSFT"]}
+
+
 def test_a_quote_is_read_back_as_it_was_with_its_provenance(engine: Engine, ids: dict[str, int]) -> None:
     store = QuoteStore(engine)
     bare = Quote("MSFT", None, 430.0, None, 1.0, None, None, None)
