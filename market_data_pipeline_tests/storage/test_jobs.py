@@ -161,6 +161,7 @@ def test_a_lapsed_lease_returns_the_job_and_its_old_holder_can_do_nothing(queue:
     assert new.token != old.token
     assert queue.heartbeat([old]) == frozenset()
     assert not queue.complete(old)
+    assert queue.fail(old, "too late") is JobState.LEASED
     assert queue.fail(old, "too late", is_final=True) is JobState.LEASED
     assert queue.release([old]) == 0
     assert queue.complete(new)

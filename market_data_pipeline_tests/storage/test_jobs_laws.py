@@ -149,7 +149,7 @@ class _Queue(RuleBasedStateMachine):
         if how == "complete":
             assert not self._effect(lease)
         elif how == "fail":
-            self.queue.fail(lease, "late", is_final=True)
+            self.queue.fail(lease, "late", is_final=data.draw(st.booleans()))
         elif how == "release":
             assert self.queue.release([lease]) == 0
         else:
