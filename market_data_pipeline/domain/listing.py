@@ -36,8 +36,9 @@ class ListingPolicy:
 
     A provider is convinced once it has said *not found*, or has answered without a single bar, ``answers`` times, each
     ``apart`` or more after the one before, the last ``spread`` or more after the first: longer than outages of hours last. A
-    delisting wants ``sessions`` sessions without a bar, and ``silent_sessions`` where no provider says *not found* and all just
-    have nothing: a suspension looks like that, too. ``confirm_after`` and ``give_up_after``: of the healing policy.
+    delisting wants ``sessions`` sessions without a bar, and ``silent_sessions`` where the only provider never says *not found* and
+    just has nothing: a suspension looks like that, and so does a provider that has lost one symbol. ``confirm_after`` and
+    ``give_up_after``: of the healing policy.
     """
 
     confirm_after: int = 3
@@ -201,7 +202,7 @@ def _last_session(evidence: ListingEvidence, policy: ListingPolicy) -> ListingFi
     refused = convinced([answer for answer in evidence.answers if since is None or answer.at > since], policy)
     agreeing = {name: refused[name] for name in evidence.serving if name in refused}
     sessions = {barren.session for barren in evidence.trailing if barren.is_decided or barren.attempts + barren.failures > 0}
-    wanted = policy.sessions if any(agreeing.values()) else policy.silent_sessions
+    wanted = policy.sessions if len(agreeing) > 1 or any(agreeing.values()) else policy.silent_sessions
     if not agreeing or len(agreeing) < min(2, len(evidence.serving)) or len(sessions) < wanted:
         return None
     names = tuple(sorted(agreeing))

@@ -232,7 +232,8 @@ class _Ingest:
             )
             for work in works
             for place in np.flatnonzero(~work.masks.known).tolist()
-            if self._as_asked(work.instrument).listed_on(work.grid.sessions[place])
+            # Sessions outside an inferred listing, too: nobody asks for them, and where it is taken back they are known to lack.
+            if work.instrument.as_filed.listed_on(work.grid.sessions[place])
         ]
         if new:
             self._pipeline.ledger.open_sessions(new, known_at=self._pipeline.known_at(self._now))

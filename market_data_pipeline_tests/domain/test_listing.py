@@ -110,13 +110,15 @@ def test_less_than_that_delists_nothing(evidence: ListingEvidence) -> None:
     assert kinds(evidence) == []
 
 
-def test_two_of_three_providers_delist_and_silence_alone_takes_four_weeks() -> None:
+def test_two_of_three_providers_delist_and_the_silence_of_one_takes_four_weeks() -> None:
     two = [*GONE.answers, *said(Reply.NOTHING, 0, 24, 48, provider="alpaca")]
     three = frozenset({"yahoo", "alpaca", "massive"})
     assert kinds(replace(GONE, answers=two, serving=three)) == [ListingKind.LAST_SESSION]
     silence = said(Reply.NOTHING, 0, 24, 48)
     month = barren(*(FRIDAY + timedelta(days=day) for day in range(1, 21)))
     assert kinds(replace(GONE, answers=silence, trailing=month)) == [ListingKind.LAST_SESSION]
+    second = said(Reply.NOTHING, 0, 24, 48, provider="alpaca")
+    assert kinds(replace(GONE, answers=[*silence, *second], serving=three)) == [ListingKind.LAST_SESSION]
 
 
 @given(st.lists(st.floats(0, 12), max_size=30), st.integers(1, 30))
