@@ -449,7 +449,8 @@ def test_consumers_and_the_server_killed_at_random_lose_nothing_and_double_nothi
                     insist(server, LIVE, quotes(number, tier))
                 if number % 150 == 149:
                     chaos.strike()
-            until(lambda: not left_in(server), seconds=60)
+            # Nothing is left, and of the dead not even the names.
+            until(lambda: not left_in(server) and server.client.scard(CONSUMERS) == 2, seconds=60)
             assert chaos.stop() == [0, 0]
         finally:
             chaos.end()
