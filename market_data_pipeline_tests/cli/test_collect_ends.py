@@ -39,7 +39,7 @@ def test_a_killed_collector_leaves_no_lock_and_the_next_asks_for_nothing_twice(a
         stored = rows(
             at, "select (select count(*) from quotes_confirmed) as quotes, (select count(*) from candles_intraday) as bars"
         )
-        return stored[0]["quotes"] == 3 and stored[0]["bars"] >= 2 * 58
+        return bool(stored[0]["quotes"] == 3 and stored[0]["bars"] >= 2 * 58)
 
     with collecting(at) as first:
         until(quoted_and_stored, first)
