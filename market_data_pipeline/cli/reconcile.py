@@ -12,33 +12,19 @@ import click
 from market_data_pipeline.cli.output import MOST_ROWS, json_option, note, print_json, print_table
 from market_data_pipeline.cli.parameters import intervals_option, symbols_option, tier_option
 from market_data_pipeline.cli.selection import chosen_instruments, opened_pipeline
-from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import MarketDataError
 from market_data_pipeline.domain.runs import CAUSE, RECONCILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from datetime import date
+    from collections.abc import Sequence
 
     from market_data_pipeline.cli.dagster_client import DagsterClient, Run
-    from market_data_pipeline.domain.sessions import TradingCalendar
-    from market_data_pipeline.domain.universe import Instrument
+    from market_data_pipeline.domain.candles import Interval
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.storage.reconcile import Discrepancy
 
 DONE, FOUND_SOMETHING = 0, 1
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Symbols that share a calendar, and the sessions in which anything is stored of them for one interval."""
-
-    calendar: TradingCalendar
-    interval: Interval
-    symbol_ids: tuple[int, ...]
-    first: date
-    last: date
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +61,14 @@ def reconcile(
     Use it after a calendar override, after a new partition grain, and after bars were changed by hand. Exit code 1 when something
     disagrees and was not repaired, or when Dagster's own job failed.
     """
+    from market_data_pipeline.ingest.reconcile import bring_in_line, compare, derive_lost  # noqa: PLC0415 - `mdp --help` must not wait
+
     if repair and dry_run:
         raise click.UsageError("--repair and --dry-run were both given: expected one of them")
     with opened_pipeline() as pipeline:
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier, active_only=False)
-        found = list(_compare(pipeline, instruments, intervals, repairing=repair))
-        derived = _derive_again(pipeline, instruments, found) if repair else 0
+        found = list((bring_in_line if repair else compare)(pipeline, instruments, intervals))
+        derived = derive_lost(pipeline, instruments, found, run_id=RECONCILE) if repair else 0
         told = _Dagster("skipped", "--dry-run") if dry_run else _tell_dagster(pipeline)
     names = {instrument.symbol_id: instrument.symbol for instrument in instruments}
     rows = [_row(names[one.symbol_id], one, repaired=repair and one.is_repairable) for one in found]
@@ -92,75 +80,6 @@ def reconcile(
         if derived:
             click.echo(f"{derived:,} lost bars of derived intervals were derived again from stored minutes")
     return FOUND_SOMETHING if open_count or told.state == "failed" else DONE
-
-
-def _compare(
-    pipeline: Pipeline, instruments: Sequence[Instrument], intervals: Sequence[Interval], *, repairing: bool
-) -> Iterator[Discrepancy]:
-    from market_data_pipeline.storage.reconcile import audit, repair  # noqa: PLC0415 - only this command compares
-
-    now = pipeline.clock.now()
-    for part in _parts(pipeline, instruments, intervals):
-        bounds = part.calendar.bounds(part.first, part.last)
-        expected = part.calendar.expected_opens(part.interval, part.first, part.last)
-        if repairing:
-            known_at = pipeline.known_at(now)
-            yield from repair(
-                pipeline.engine, part.symbol_ids, part.interval, bounds=bounds, expected=expected, now=now, known_at=known_at
-            )
-        else:
-            yield from audit(pipeline.engine, part.symbol_ids, part.interval, bounds=bounds, expected=expected)
-
-
-def _derive_again(pipeline: Pipeline, instruments: Sequence[Instrument], found: Sequence[Discrepancy]) -> int:
-    """Compute the lost bars of derived intervals whose minutes are there: no provider is asked, and no gap run would come for them.
-
-    Those whose minutes are lost too are derived with them, when those are healed.
-    """
-    from market_data_pipeline.ingest.derive import derive_candles  # noqa: PLC0415 - only where something was repaired
-    from market_data_pipeline.ingest.report import Stretch  # noqa: PLC0415 - as above
-    from market_data_pipeline.storage.reconcile import DiscrepancyKind  # noqa: PLC0415 - as above
-
-    by_id = {instrument.symbol_id: instrument for instrument in instruments}
-    lost: dict[Interval, list[Stretch]] = {}
-    for one in found:
-        if one.kind is DiscrepancyKind.LOST_BARS and one.interval.source is not None:
-            lost.setdefault(one.interval, []).append(Stretch(by_id[one.symbol_id], one.session, one.session))
-    return sum(
-        report.inserted
-        for interval, stretches in lost.items()
-        for report in derive_candles(stretches, interval, pipeline=pipeline, run_id=RECONCILE)
-    )
-
-
-def _parts(pipeline: Pipeline, instruments: Sequence[Instrument], intervals: Sequence[Interval]) -> Iterator[_Part]:
-    from market_data_pipeline.storage.extents import stored_extents  # noqa: PLC0415 - `mdp --help` must not wait for it
-
-    calendar_of = {instrument.symbol_id: instrument.calendar for instrument in instruments}
-    extents = stored_extents(pipeline.engine, list(calendar_of))
-    for interval in intervals or Interval:
-        for name in sorted(set(calendar_of.values())):
-            theirs = [e for e in extents if e.interval is interval and calendar_of[e.symbol_id] == name]
-            if not theirs:
-                continue
-            calendar = pipeline.calendars(name)
-            # A session more at both ends: bars outside of every session's hours lie next to one.
-            first, last = min(extent.first for extent in theirs), max(extent.last for extent in theirs)
-            yield _Part(
-                calendar,
-                interval,
-                tuple(extent.symbol_id for extent in theirs),
-                _session_before(calendar, first),
-                _session_after(calendar, last),
-            )
-
-
-def _session_before(calendar: TradingCalendar, day: date) -> date:
-    return calendar.previous_session(day) if day > calendar.first_session else calendar.first_session
-
-
-def _session_after(calendar: TradingCalendar, day: date) -> date:
-    return calendar.next_session(day) if day < calendar.last_session else calendar.last_session
 
 
 def _row(symbol: str, found: Discrepancy, *, repaired: bool) -> dict[str, Any]:
