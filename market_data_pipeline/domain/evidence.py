@@ -132,41 +132,49 @@ class Neighbourhood:
     around_expected: Int64s | None = None
 
 
-def company_of(questioned: Bools, near: Neighbourhood) -> Company:
+def company_of(questioned: Bools, near: Neighbourhood, *, interval_seconds: int) -> Company:
     """What the company of a symbol says of the slots it is silent in.
 
     Symbols count as liquid by the slots that are not in question (``LIQUID``); where those are too few (a whole session, a daily
-    bar), by the days around. If silences were independent, the number of liquid symbols without a given slot would be Poisson, its
-    mean the bars they lack elsewhere a slot (and one more, so that none is not taken for never). A slot that so many lack that one
-    in ``DOUBT_BY_CHANCE`` sessions would have one by chance is doubtful. Two symbols at least: one alone is no pattern.
+    bar), by the days around. The symbol itself counts by all slots but its longer silences, which may be halts. If silences were
+    independent, the number of liquid symbols without a given slot would be Poisson, its mean the bars they lack elsewhere a slot
+    (and one more, so that none is not taken for never). A slot that so many lack that one in ``DOUBT_BY_CHANCE`` sessions would
+    have one by chance is doubtful. Two symbols at least: one alone is no pattern.
     """
-    elsewhere = ~questioned
     slots = len(questioned)
     nowhere = np.zeros(slots, bool)
-    if int(elsewhere.sum()) >= LEAST_ELSEWHERE:
-        seen = np.count_nonzero(near.present[:, elsewhere] | near.halted[:, elsewhere], axis=1)
+    elsewhere = ~questioned
+    is_seen_here = int(elsewhere.sum()) >= LEAST_ELSEWHERE
+    if is_seen_here:
+        seen = np.count_nonzero((near.present | near.halted)[:, elsewhere], axis=1)
         expected = np.full(len(near.present), int(elsewhere.sum()))
         missing = expected - seen
     elif near.around_missing is not None and near.around_expected is not None:
         missing, expected = near.around_missing, near.around_expected
     else:
         return Company(nowhere, nowhere, is_liquid=False, others=0)
-    least = LEAST_ELSEWHERE if int(elsewhere.sum()) >= LEAST_ELSEWHERE else LEAST_AROUND
-    known = expected >= least
-    liquid = known & (missing <= (1 - LIQUID) * expected)
-    lacking = np.count_nonzero(~near.present[liquid] & ~near.halted[liquid], axis=0)
-    span = int(expected[liquid].max(initial=0)) or slots
-    mean = (float(missing[liquid].sum()) + 1.0) / span
-    chance = tails(mean, lacking)
-    doubtful: Bools = questioned & (lacking >= _LEAST_OTHERS) & (chance * slots <= DOUBT_BY_CHANCE)
-    others = liquid.copy()
-    if near.mine is not None:
-        others[near.mine] = False
-    count = int(others.sum()) + near.full
-    trading = np.count_nonzero(near.present[others], axis=0) + near.full
-    traded: Bools = (trading >= _LEAST_OTHERS) & (2 * trading > count)
+    liquid = (expected >= (LEAST_ELSEWHERE if is_seen_here else LEAST_AROUND)) & (missing <= (1 - LIQUID) * expected)
+    if near.mine is not None and is_seen_here:
+        own = (near.present | near.halted)[near.mine][~_long(questioned, interval_seconds)]
+        liquid[near.mine] = len(own) >= LEAST_ELSEWHERE and own.mean() >= LIQUID
     is_liquid = near.mine is not None and bool(liquid[near.mine])
-    return Company(doubtful, traded, is_liquid=is_liquid, others=count)
+    lacking = np.count_nonzero(~near.present[liquid] & ~near.halted[liquid], axis=0)
+    mean = (float(missing[liquid].sum()) + 1.0) / (int(expected[liquid].max(initial=0)) or slots)
+    doubtful: Bools = questioned & (lacking >= _LEAST_OTHERS) & (tails(mean, lacking) * slots <= DOUBT_BY_CHANCE)
+    if near.mine is not None:
+        liquid[near.mine] = False
+    others = int(liquid.sum()) + near.full
+    trading = np.count_nonzero(near.present[liquid], axis=0) + near.full
+    traded: Bools = (trading >= _LEAST_OTHERS) & (2 * trading > others)
+    return Company(doubtful, traded, is_liquid=is_liquid, others=others)
+
+
+def _long(mask: Bools, interval_seconds: int) -> Bools:
+    """The stretches of ``mask`` that are long enough for a halt."""
+    long = np.zeros(len(mask), bool)
+    for run in runs(mask):
+        long[run.first : run.last] = (run.last - run.first) * interval_seconds >= SHORTEST_HALT_SECONDS
+    return long
 
 
 def tails(mean: float, counts: Int64s) -> Float64s:
@@ -249,10 +257,7 @@ def _halts(found: Sequence[Decision], interval_seconds: int, surroundings: Surro
     if not found or company is None or not surroundings.may_halt or not company.is_liquid:
         return list(found)
     confirmed = np.logical_or.reduce([decision.slots for decision in found])
-    halted = np.zeros(len(confirmed), bool)
-    for run in runs(confirmed & company.traded & ~company.doubtful):
-        if (run.last - run.first) * interval_seconds >= SHORTEST_HALT_SECONDS:
-            halted[run.first : run.last] = True
+    halted = _long(confirmed & company.traded & ~company.doubtful, interval_seconds)
     decisions = []
     for one in found:
         if (one.slots & halted).any():

@@ -217,8 +217,10 @@ class Witnesses:
                 for place in places:
                     question = questions[place]
                     if question.row.session in near:
-                        neighbourhood = near[question.row.session].of(question.row)
-                        found[place] = replace(found[place], company=company_of(question.open_slots, neighbourhood))
+                        company = company_of(
+                            question.open_slots, near[question.row.session].of(question.row), interval_seconds=self.interval.seconds
+                        )
+                        found[place] = replace(found[place], company=company)
         return found
 
     def _look_up(self, symbol_ids: Collection[int]) -> None:
