@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
@@ -15,7 +15,10 @@ import pytest
 from market_data_pipeline.defs.build import build_definitions
 from market_data_pipeline.defs.workbench import Workbenches
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.jobs import BackfillJob, as_new_job
 from market_data_pipeline.domain.partitions import default_plan
+from market_data_pipeline.domain.queue import JobState
+from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline_tests.defs.instances import BATCHED, sqlite_instance
 from market_data_pipeline_tests.world import FRIDAY, MONDAY, World, a_world, expected_opens, write_bars
 
@@ -112,15 +115,65 @@ def test_a_run_leaves_the_heartbeat_of_this_process(world: World, instance: dg.D
         assert workbench.heartbeats() == []
 
 
-def test_a_poll_of_a_running_session_stores_what_there_is_so_far(world: World, instance: dg.DagsterInstance) -> None:
+def test_a_running_session_is_swept_into_the_queue_and_stored_by_a_run_without_an_event(
+    world: World, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
     world.simulator.set_now(datetime(2024, 12, 6, 15, 0, tzinfo=UTC))
-    definition = build_definitions(world.settings, PLAN).resolve_job_def("poll_candles")
-    config = {"ops": {"poll_running_session": {"config": {"calendar": "XNYS"}}}}
-    result = definition.execute_in_process(instance=instance, run_config=config)
+    definitions, resources = build_definitions(world.settings, PLAN), {"workbenches": Workbenches(world.settings)}
+    with sqlite_instance(tmp_path / "dagster", BATCHED) as on_files:
+        at = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+        context = dg.build_schedule_context(instance=on_files, scheduled_execution_time=at, resources=resources)
+        said: Any = definitions.resolve_schedule_def("sweep")(context)
+    assert said.skip_message == "1 jobs queued; 0 are queued or under way already"
+    sensed: Any = definitions.resolve_sensor_def("jobs")(
+        dg.build_sensor_context(instance=instance, definitions=definitions, resources=resources)
+    )
+    (request,) = sensed.run_requests
+    result = run(world, instance, "work_jobs", **request.tags)
     [aapl] = world.pipeline.universe.instruments(symbols=["AAPL"])
     # Half an hour after the open, less what has not settled.
     assert result.success
     assert 25 <= len(world.stored(aapl)) <= 30
+    assert len(world.stored(aapl, Interval.M5)) == 5
+    assert shown(instance, Interval.M1) == dict.fromkeys(SYMBOLS, 0)
+    (job,) = world.pipeline.jobs.jobs(limit=9)
+    # Nobody knows GHOST; the others of its job are none the worse for it.
+    assert (job.state, list((job.result or {})["failed"])) == (JobState.DONE, ["GHOST"])
+
+
+def test_the_jobs_that_complete_a_finished_week_materialise_it(world: World, instance: dg.DagsterInstance) -> None:
+    window = {"start": datetime(2024, 12, 2, tzinfo=UTC), "end": datetime(2024, 12, 7, tzinfo=UTC)}
+    job = BackfillJob(job_id="week", priority=Tier.T1, symbol="AAPL", interval=Interval.M1, **window)
+    world.pipeline.jobs.submit([as_new_job(job, source="test")])
+    (lease,) = world.pipeline.jobs.lease("batch", tier=Tier.T1, limit=9)
+    assert run(world, instance, "work_jobs", **{"mdp/batch": "batch"}).success
+    assert world.pipeline.jobs.heartbeat([lease]) == frozenset()
+    for interval in (Interval.M1, Interval.M5, Interval.M15, Interval.M30):
+        assert shown(instance, interval) == {"AAPL": 5, "GHOST": 0, "MSFT": 0}
+
+
+def test_a_session_that_is_due_for_it_is_asked_again_by_one_run_and_is_final(world: World, instance: dg.DagsterInstance) -> None:
+    # Half an hour after Friday's close: what came is not settled yet.
+    world.simulator.set_now(datetime(2024, 12, 6, 21, 10, tzinfo=UTC))
+    run(world, instance, **the_week(last="AAPL"))
+    world.simulator.set_now(datetime(2024, 12, 11, 12, 0, tzinfo=UTC))
+    world.simulator.forget_requests()
+    definitions, resources = build_definitions(world.settings, PLAN), {"workbenches": Workbenches(world.settings)}
+    context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=resources)
+    said: Any = definitions.resolve_sensor_def("gaps")(context)
+    again = [request for request in said if request.tags["mdp/cause"] == "recheck" and request.job_name == "candles_1m"]
+    assert again
+    for request in again:
+        job = definitions.resolve_job_def("candles_1m")
+        assert job.execute_in_process(
+            instance=instance, tags=request.tags, run_config=request.run_config, resources=resources
+        ).success
+    with world.pipeline.engine.connect() as connection:
+        left = connection.exec_driver_sql(
+            "select count(*) from coverage where interval_s = 60 and recheck_at is not null"
+        ).scalar_one()
+    assert (left, world.count("candle_revisions")) == (0, 0)
+    assert world.simulator.requests() != []
 
 
 _WORKER = """
