@@ -100,12 +100,14 @@ def counted(pipeline: Pipeline, statement: str) -> dict[str, int]:
         return {name: int(count) for name, count in connection.exec_driver_sql(statement)}
 
 
+# Of symbols that are followed, in the sessions in which they were listed: nothing else is ever due.
 _PLANNED = """
-select min(at) from (
-  select min(next_attempt_at) as at from coverage where absent > 0 and next_attempt_at is not null
-  union all
-  select min(recheck_at) from coverage where recheck_at is not null and %(rechecks)s
-) as planned
+select min(least(case when c.absent > 0 then c.next_attempt_at end, case when %(rechecks)s then c.recheck_at end))
+  from coverage c
+  join symbol_universe u using (symbol_id)
+ where u.active and not u.is_unknown and c.session >= coalesce(greatest(u.active_from, u.listed_from), c.session)
+   and c.session <= coalesce(least(u.active_to, u.listed_to), c.session)
+   and (c.next_attempt_at is not null or c.recheck_at is not null)
 """
 
 

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from market_data_pipeline.domain.candles import DERIVED_INTERVALS, FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.capabilities import Lane
+from market_data_pipeline.domain.halts import Halt
 from market_data_pipeline.domain.runs import lane_of
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.derive import derive_candles
+from market_data_pipeline.ingest.halts import apply_halts
+from market_data_pipeline.ingest.listing import infer_listings
 from market_data_pipeline.ingest.report import Stretch
 from market_data_pipeline.ingest.sweep import sweep
 from market_data_pipeline.settings import numbers_by_tier
@@ -28,6 +31,7 @@ from market_data_pipeline.simulator.drill import random_faults
 from market_data_pipeline.simulator.ground import loaded, planned_next
 from market_data_pipeline.simulator.week_market import FIRST, LAST, facts_of, listing_rules, outage_rules, write_market
 from market_data_pipeline.storage.budgets import PostgresBudget
+from market_data_pipeline.storage.halts import Halts
 from market_data_pipeline.storage.reconcile import repair
 from market_data_pipeline.wiring import open_pipeline
 
@@ -55,6 +59,8 @@ LEFT_TO_THE_SCHEDULES = timedelta(minutes=30)
 GAPS_A_TICK = 500
 # The longest that healing may go on after the week: attempts wait a day at most, and there are six.
 SETTLING = timedelta(days=24)
+SETTLES_AFTER = timedelta(days=3)
+HALTS_ARE_TOLD_AFTER = timedelta(minutes=10)
 LISTINGS_AT_HOUR = 6
 
 
@@ -187,29 +193,28 @@ class _Week:
         self._seen = 0
         self._to_close = sorted(self._closes(), key=lambda close: (close[0], close[1]))
         self._to_declare = facts.declared_at
-        self._to_halt = sorted(end + AFTER_CLOSE for _, end in facts.halts.values())
+        self._to_tell = sorted((facts.halts[symbol][1] + HALTS_ARE_TOLD_AFTER, symbol) for symbol in facts.told)
 
     # --- time ----------------------------------------------------------------------------------------------------------
 
     def live(self) -> None:
-        """The week itself tick by tick, then from one planned instant to the next until nothing more is planned."""
+        """The week itself tick by tick, then from one close or planned instant to the next until nothing more is planned."""
         # The first tick is not at the open of the first session: what closed a moment before it is another week's.
         at = self._facts.begins_at + self._plan.tick
         while at <= self._facts.ends_at:
             self._tick(at, is_running=True)
             at += self._plan.tick
-        end, planned = at + SETTLING, self._next_instant()
-        while planned is not None and planned <= end:
-            self._tick(planned, is_running=False)
-            planned = self._next_instant()
-        self.diary.ended_at, self.diary.is_at_rest = self._now, planned is None
+        quiet = datetime.combine(self._facts.until, datetime.min.time(), UTC) + SETTLES_AFTER
+        while self._now < quiet + SETTLING and (self._now < quiet or planned_next(self.pipeline, rechecks=True) is not None):
+            self._tick(self._next_instant(), is_running=False)
+        self.diary.ended_at = self._now
+        self.diary.is_at_rest = planned_next(self.pipeline, rechecks=True) is None
 
-    def _next_instant(self) -> datetime | None:
-        planned = planned_next(self.pipeline, rechecks=True)
-        if planned is None:
-            return None
-        later = max(planned, self._now + self._plan.tick)
-        # Evidence of listings is looked at once a day, whatever else is planned.
+    def _next_instant(self) -> datetime:
+        """The next tick at which anything is planned, closes or is looked at once a day."""
+        instants = [at for at in (planned_next(self.pipeline, rechecks=True),) if at is not None]
+        instants += [at for at, _, _ in self._to_close[:1]]
+        later = max(min(instants, default=self._now + timedelta(days=1)), self._now + self._plan.tick)
         morning = datetime(self._now.year, self._now.month, self._now.day, LISTINGS_AT_HOUR, tzinfo=UTC)
         morning += timedelta(days=morning <= self._now)
         seconds = self._plan.tick.total_seconds()
@@ -220,10 +225,9 @@ class _Week:
         self._simulator.set_now(at)
         self.diary.ticks += 1
         self._operate()
-        closed = False
         if is_running:
             self._sweep()
-            closed = self._close()
+        closed = self._close()
         self._heal()
         self._recheck()
         if (at.hour, at.minute) == (LISTINGS_AT_HOUR, 0):
@@ -237,9 +241,8 @@ class _Week:
         if self._to_declare is not None and self._now >= self._to_declare:
             self._to_declare = None
             self._declare()
-        while self._to_halt and self._now >= self._to_halt[0]:
-            self._to_halt.pop(0)
-            self._tell_of_halts()
+        while self._to_tell and self._now >= self._to_tell[0][0]:
+            self._tell_of_halt(self._to_tell.pop(0)[1])
 
     def _declare(self) -> None:
         """The circular is in the file of overrides; the processes are started again, and the ledger is reconciled."""
@@ -255,17 +258,25 @@ class _Week:
                     self.pipeline.engine,
                     [instrument.symbol_id for instrument in members],
                     interval,
-                    bounds=calendar.bounds(self._facts.first, self._facts.last),
-                    expected=calendar.expected_opens(interval, self._facts.first, self._facts.last),
+                    bounds=calendar.bounds(self._facts.first, self._facts.until),
+                    expected=calendar.expected_opens(interval, self._facts.first, self._facts.until),
                     now=self._now,
                     known_at=self._now,
                 )
 
-    def _tell_of_halts(self) -> None:
+    def _tell_of_halt(self, symbol: str) -> None:
         """A feed tells of what was suspended and is traded again."""
+        instrument, (starts_at, ends_at) = self._by_symbol[symbol], self._facts.halts[symbol]
+        halt = Halt(instrument.symbol_id, instrument.calendar, starts_at, ends_at, "news pending")
+        Halts(self.pipeline.engine).load([halt], source="feed", now=self._now)
+        apply_halts(self.pipeline, [halt])
 
     def _infer_listings(self) -> None:
-        """What the evidence says of when symbols were listed."""
+        """What the evidence says of when symbols were listed, once a day."""
+        infer_listings(self.pipeline, run_id="listings")
+        self._read_log("listings")
+        self.instruments = self.pipeline.universe.instruments()
+        self._by_symbol = {instrument.symbol: instrument for instrument in self.instruments}
 
     # --- what schedules and sensors do ---------------------------------------------------------------------------------
 
@@ -289,13 +300,13 @@ class _Week:
 
     def _sessions_between(self, instrument: Instrument, start: datetime, end: datetime) -> list[date]:
         """The sessions of the week that [start, end) touches."""
-        bounds = self.pipeline.calendars(instrument.calendar).bounds(self._facts.first, self._facts.last)
+        bounds = self.pipeline.calendars(instrument.calendar).bounds(self._facts.first, self._facts.until)
         inside = (bounds.opens_at < int(end.timestamp())) & (bounds.closes_at > int(start.timestamp()))
         return [date_of(day) for day in bounds.session[inside].tolist()]
 
     def _closes(self) -> Iterator[tuple[datetime, str, date]]:
         for name in self._by_calendar(self.instruments):
-            bounds = self.pipeline.calendars(name).bounds(self._facts.first, self._facts.last)
+            bounds = self.pipeline.calendars(name).bounds(self._facts.first, self._facts.until)
             for day, closes_at in zip(bounds.session.tolist(), bounds.closes_at.tolist(), strict=True):
                 yield datetime.fromtimestamp(closes_at, UTC) + AFTER_CLOSE, name, date_of(day)
 
@@ -391,7 +402,10 @@ class _Week:
 def digest_as_of(pipeline: Pipeline, instruments: Sequence[Instrument], facts: Facts, at: datetime) -> str:
     """Every bar of the week as it was known at ``at``, in one number."""
     digest = hashlib.blake2b(digest_size=8)
-    start, end = int(facts.begins_at.timestamp()) - 86_400, int(facts.ends_at.timestamp()) + 86_400
+    start, end = (
+        int(facts.begins_at.timestamp()) - 86_400,
+        int(datetime.combine(facts.until, datetime.min.time(), UTC).timestamp()) + 2 * 86_400,
+    )
     for interval in Interval:
         read = pipeline.reader.read([i.symbol_id for i in instruments], interval, start, end, as_of=at)
         columns = read.columns

@@ -32,6 +32,8 @@ EARLY_CLOSE = "XNYS,2024-11-05,early_close,13:00,2024-11-03T15:00:00Z,circular 2
 OVERRIDE_HEADER = "calendar,session,kind,time,declared_at,source"
 # Late prints are in within half an hour of the close (MARKET_CASES.md §4), the volume of days a session later: +27 % was measured.
 CLOSING_PRINT_AFTER, LAST_BAR_AFTER = 25 * 60, 12 * 60
+# Trading goes on after the week, only nobody counts: evidence of a delisting takes five sessions (domain.listing).
+AFTERWARDS = timedelta(days=8)
 CORRECTED_VOLUME = 1.27
 CORRECTED_AFTER = timedelta(hours=17)
 
@@ -46,7 +48,7 @@ _PEOPLE = (
     SampleSymbol("GONE", "XNYS", "T1", price=3.1, minute_volume=30_000, volatility=0.9),
     SampleSymbol("NEVR", "XNYS", "T2"),
 )
-HALTED, LISTED, DELISTED, UNKNOWN = "ORBT", "GENX", "GONE", "NEVR"
+HALTED, SECRETLY_HALTED, LISTED, DELISTED, UNKNOWN = "ORBT", "A000", "GENX", "GONE", "NEVR"
 _EXTRAS = (
     SampleSymbol("A", "XNYS", "T0", price=88.2, minute_volume=35_000),
     SampleSymbol("B.TO", "XTSE", "T1", price=61.0, minute_volume=12_000),
@@ -64,15 +66,18 @@ _EXTRAS = (
 class Facts:
     """What happens, and when. Sessions are included; spans of instants are half-open.
 
-    ``listed`` and ``delisted``: the first and the last session of a symbol; ``unknown``: it never existed; ``overrides``: sessions
-    that no calendar library knows; ``declared_at``: when the operator hears of them.
+    ``until``: trading goes on to that session, without incidents. ``halts``: a feed tells of those that are ``told``, the others
+    have to be inferred. ``listed`` and ``delisted``: the first and the last session of a symbol; ``unknown``: it never existed;
+    ``overrides``: sessions that no calendar library knows; ``declared_at``: when the operator hears of them.
     """
 
     first: date
     last: date
+    until: date
     seed: int
     outage: tuple[datetime, datetime]
     halts: Mapping[str, tuple[datetime, datetime]]
+    told: frozenset[str]
     listed: Mapping[str, date]
     delisted: Mapping[str, date]
     unknown: frozenset[str]
@@ -87,7 +92,7 @@ class Facts:
 
     @property
     def ends_at(self) -> datetime:
-        """After every session of the week has closed."""
+        """After every session of the week has closed; trading goes on."""
         return datetime.combine(self.last + timedelta(days=1), datetime.min.time(), UTC) + timedelta(hours=1)
 
 
@@ -101,13 +106,20 @@ def facts_of(*, seed: int, first: date, last: date, symbols: int) -> Facts:
         )
     second, middle = sessions[1], sessions[(len(sessions) + 1) // 2]
     override = parse_overrides(f"{OVERRIDE_HEADER}\n{EARLY_CLOSE}\n")[0]
+    halts = {
+        HALTED: (_at(second, 18, 0), _at(second, 18, 40)),
+        SECRETLY_HALTED: (_at(sessions[0], 19, 0), _at(sessions[0], 19, 30)),
+    }
+    followed = {member.symbol for member in cast_of(symbols)}
     is_declared = first <= override.declared_at.date() and override.session <= last
     return Facts(
         first=first,
         last=last,
+        until=last + AFTERWARDS,
         seed=seed,
         outage=(_at(second, 15, 30), _at(second, 17, 30)),
-        halts={HALTED: (_at(second, 18, 0), _at(second, 18, 40))},
+        halts={symbol: span for symbol, span in halts.items() if symbol in followed},
+        told=frozenset({HALTED}),
         listed={LISTED: middle},
         delisted={DELISTED: sessions[(len(sessions) - 1) // 2]},
         unknown=frozenset({UNKNOWN}),
@@ -142,7 +154,7 @@ def write_market(directory: Path, facts: Facts, *, symbols: int) -> None:
     for member in cast:
         if member.symbol in facts.unknown:
             continue
-        minutes = minutes_of(member, seed=facts.seed, start=facts.first, end=facts.last)
+        minutes = minutes_of(member, seed=facts.seed, start=facts.first, end=facts.until)
         kept = minutes.opened_at[_happened(member, minutes.opened_at, facts)]
         ohlcv = minutes.ohlcv[:, np.isin(minutes.opened_at, kept)]
         closes = _closes(member, facts)
@@ -174,7 +186,7 @@ def _happened(member: SampleSymbol, opened_at: Int64s, facts: Facts) -> Bools:
 def _closes(member: SampleSymbol, facts: Facts) -> Mapping[int, date]:
     """The sessions of the member's exchange by the instant at which they close."""
     calendar = trading_calendar(calendar_of(member.exchange), overrides=parse_overrides(facts.overrides) if facts.overrides else ())
-    bounds = calendar.bounds(facts.first, facts.last)
+    bounds = calendar.bounds(facts.first, facts.until)
     return {int(at): date(1970, 1, 1) + timedelta(days=int(day)) for at, day in zip(bounds.closes_at, bounds.session, strict=True)}
 
 

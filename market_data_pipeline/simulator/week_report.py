@@ -189,7 +189,7 @@ class _Judge:
             for instrument in self._lived.instruments:
                 name = instrument.calendar
                 if name not in grids:
-                    grids[name] = Grid.of(self._pipeline.calendars(name), interval, self._facts.first, self._facts.last)
+                    grids[name] = Grid.of(self._pipeline.calendars(name), interval, self._facts.first, self._facts.until)
                 grid = grids[name]
                 bars = self._market.seen(instrument.symbol, interval.value, now_us).finished
                 bars = bars.take(bars.regular & np.isin(bars.opened_at, grid.starts_at))
@@ -222,7 +222,7 @@ class _Judge:
         now = int(self._end.timestamp())
         instruments = {i.symbol: i for i in self._pipeline.universe.instruments()}
         for interval in Interval:
-            rows = rows_by_symbol(self._pipeline.ledger.rows(symbol_ids, interval, self._facts.first, self._facts.last))
+            rows = rows_by_symbol(self._pipeline.ledger.rows(symbol_ids, interval, self._facts.first, self._facts.until))
             for series in (one for one in self._series if one.interval is interval):
                 # As the universe knows it now: evidence of its listing may have come since.
                 instrument = instruments.get(series.instrument.symbol, series.instrument)
@@ -288,6 +288,8 @@ class _Judge:
         return _first_few(
             f"{symbol} {Interval.of_seconds(interval_s)} {session}: is {Finality(level).name.lower()}, not final"
             for symbol, interval_s, session, level in rows
+            # Whoever would make it final knows the symbol no more.
+            if symbol not in self._facts.delisted
         )
 
     # --- what was lost -------------------------------------------------------------------------------------------------
