@@ -44,6 +44,8 @@ COMMANDS = {
     "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
     "halts": _Entry("halts:halts", "Load and list suspensions of trading."),
     "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),
+    "jobs": _Entry("jobs:jobs", "Put typed jobs into the queue, and look at those in it."),
+    "dlq": _Entry("dlq:dlq", "Look at dead letters, try them again, forget them."),
     "providers": _Entry("providers:providers", "Show, probe and reset the providers."),
     "consume": _Entry("consume:consume", "Take the jobs of a Rate-Limit Coordinator from Redis into the queue."),
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
