@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -168,6 +168,52 @@ def test_attempts_end_even_where_every_answer_brings_another_bar(bars: Bools, da
         assert requests <= policy.give_up_after + SLOTS
 
 
+@st.composite
+def fates(draw: st.DrawFn) -> SessionAnswer | None:
+    """What befalls a request for a session that is over: a failure, or an answer without the bar of slot 3."""
+    answer = draw(st.none() | answers())
+    if answer is None:
+        return None
+    never = np.arange(SLOTS) == 3
+    following = draw(st.none() | st.integers(-86_400, 4 * 86_400))
+    next_over_at = None if following is None else int(CLOSE.timestamp()) + following
+    return replace(
+        answer,
+        bars=answer.bars & ~never,
+        silent=answer.silent & ~never,
+        quiet=~answer.bars,
+        is_evidence=True,
+        next_over_at=next_over_at,
+    )
+
+
+@settings(max_examples=60)
+@given(st.lists(fates(), min_size=1, max_size=60), policies, st.integers(1, 24))
+def test_a_bar_that_never_comes_costs_no_more_rounds_than_the_policy_says(
+    befalls: list[SessionAnswer | None], policy: HealingPolicy, give_up_failures: int
+) -> None:
+    policy = replace(policy, give_up_failures=give_up_failures)
+    row, now, rounds, place = a_row(next_attempt_at=EVENING), EVENING, 0, 0
+    while row.next_attempt_at is not None:
+        now = max(now, row.next_attempt_at)
+        # What was drawn comes again and again: whatever a provider does, it does for ever.
+        answer = befalls[place % len(befalls)]
+        before = int(row.present.sum())
+        if answer is None:
+            row = after_failure(row, now=now, policy=policy)
+        else:
+            row = after_answer(row, answer, due=ALL_DUE, now=now, policy=policy)
+        place += 1
+        # Each bar that comes is worth its request, and starts the count of those that bring nothing anew.
+        rounds = rounds + 1 if int(row.present.sum()) == before else 0
+        assert rounds <= policy.most_rounds
+    assert not row.present[3]
+
+
+def test_by_default_a_bar_that_never_comes_is_asked_for_in_31_rounds_at_most() -> None:
+    assert POLICY.most_rounds == 31
+
+
 @given(rows(), answers(), slots, times, policies)
 def test_with_a_hole_or_bars_to_come_either_a_later_attempt_is_planned_or_we_gave_up(
     row: LedgerRow, answer: SessionAnswer, due: Bools, now: datetime, policy: HealingPolicy
@@ -295,6 +341,18 @@ def test_a_missing_last_bar_is_never_called_empty_and_is_given_up_after_six_answ
     assert history[-1].attempts == 6
     assert not history[-1].confirmed_empty.any()
     assert not history[-1].present[-1]
+
+
+def test_the_silent_end_of_a_session_waits_for_the_next_one_and_is_then_given_up() -> None:
+    monday_over = int(CLOSE.timestamp()) + 3 * 86_400
+    answer = replace(an_answer(OPEN_END), next_over_at=monday_over)
+    history = asked_until_settled(a_row(next_attempt_at=EVENING), answer)
+    attempted = [row.last_attempt_at for row in history[1:] if row.last_attempt_at]
+    assert attempted[3] == datetime.fromtimestamp(monday_over, UTC)
+    assert history[-1].attempts == 6
+    beyond = replace(an_answer(OPEN_END), silent=~OPEN_END, next_over_at=monday_over)
+    confirmed = after_answer(history[4], beyond, due=ALL_DUE, now=attempted[4], policy=POLICY)
+    assert confirmed.confirmed_empty.tolist() == (~OPEN_END).tolist()
 
 
 def test_an_explicit_null_is_no_evidence_of_silence() -> None:

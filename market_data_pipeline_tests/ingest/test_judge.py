@@ -133,6 +133,25 @@ def test_a_null_bar_is_no_information_and_not_silence() -> None:
     assert result.fetch.dropped == {"null": 1}
 
 
+def test_the_ends_of_a_session_are_silent_where_the_answer_has_bars_of_the_days_around() -> None:
+    friday, tuesday = instant("2024-11-29T15:00:00Z"), instant("2024-12-03T15:00:00Z")
+    middle = OPENS[5:380]
+    ends = [*range(5), *range(380, 390)]
+    for around, silent in (([friday, tuesday], ends), ([friday], ends[:5]), ([tuesday], ends[5:]), ([], [])):
+        [session] = judged(an_answer(bars_at(sorted([*around, *middle])))).sessions
+        assert np.flatnonzero(session.silent).tolist() == silent
+        assert session.quiet is not None
+        assert np.flatnonzero(session.quiet).tolist() == ends
+    [nothing] = judged(an_answer(bars_at([friday, tuesday]))).sessions
+    assert nothing.silent.all()
+    assert nothing.is_barren
+
+
+def test_a_bar_of_another_day_that_breaks_a_law_encloses_nothing() -> None:
+    broken = except_at(bars_at([*OPENS[:200], instant("2024-12-03T15:00:00Z")]), 200, low=0.0)
+    assert not judged(an_answer(broken)).sessions[0].silent.any()
+
+
 def test_an_answer_cut_short_says_nothing_about_its_tail() -> None:
     result = judged(an_answer(bars_at(OPENS[:200])))
     assert not result.sessions[0].silent.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,32 @@ def test_a_minute_that_both_lack_between_bars_is_silent_and_one_that_only_one_la
     first, second = [s for s in range(390) if s not in {100, 200}], [s for s in range(390) if s != 100]
     merged = merge(chain([first, second]))
     assert np.flatnonzero(merged.sessions[0].silent).tolist() == [100]
+
+
+def of(part: Part, provider: str) -> Part:
+    """The same from another provider."""
+    return replace(part, judged=replace(part.judged, fetch=replace(part.judged.fetch, provider=provider)))
+
+
+def test_what_two_providers_lack_between_bars_is_witnessed_and_what_one_says_twice_is_not() -> None:
+    part = a_part([s for s in range(390) if s not in {100, 389}])
+    [alone, _] = merge([part, part]).sessions
+    assert alone.witnessed is None
+    [session, _] = merge([part, of(part, "massive")]).sessions
+    assert session.witnessed is not None
+    assert session.seconded is not None
+    assert np.flatnonzero(session.witnessed).tolist() == [100]
+    # Nobody has a bar after it: both may have been cut short.
+    assert np.flatnonzero(session.seconded).tolist() == [389]
+    assert session.providers == ("massive", "yahoo")
+
+
+def test_a_provider_without_a_bar_of_the_session_is_nobodys_witness() -> None:
+    part = a_part([s for s in range(390) if s != 100])
+    [session, _] = merge([part, of(a_part([]), "massive")]).sessions
+    assert session.witnessed is None or not session.witnessed.any()
+    foreign = replace(of(part, "massive"), silence_counts=False)
+    assert merge([part, foreign]).sessions[0].witnessed is None
 
 
 def test_the_silence_of_another_feed_says_nothing() -> None:
