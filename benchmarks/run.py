@@ -9,7 +9,18 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 # In the order in which a reader wants them: what is stored, what is read, what it costs to orchestrate, then the parts.
-NAMES = ("write_path", "read_path", "ledger_scan", "orchestration", "healing", "parse", "trading_calendar", "budgets")
+NAMES = (
+    "write_path",
+    "read_path",
+    "ledger_scan",
+    "orchestration",
+    "universe",
+    "live",
+    "healing",
+    "parse",
+    "trading_calendar",
+    "budgets",
+)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.partitions import Grain, PartitionPlan, changes, day_in_the_east, plan_partitions
 from market_data_pipeline.domain.runs import RECONCILE
-from market_data_pipeline.domain.tiers import TierPolicy, why
+from market_data_pipeline.domain.tiers import TIERS, TierPolicy, why
 from market_data_pipeline.domain.universe import Tier
 
 # Names in one line of a message; --json has them all.
@@ -91,6 +91,7 @@ def load(
         # Planned before anything is stored: a plan that is refused must not leave a loaded universe behind.
         active = _active_after(pipeline, held.entries, deactivate_absent=deactivate_absent)
         planning = _planning(pipeline, active, start=start, regrain=regrain, chosen=chosen)
+        was_tiered = any(version.version_tag.startswith(TIERS) for version in pipeline.universe.versions()[:1])
         report = pipeline.universe.load(
             held.entries,
             version_tag=tag or f"{file.name}@{held.sha256[:12]}",
@@ -99,13 +100,31 @@ def load(
             loaded_by=getpass.getuser(),
             deactivate_absent=deactivate_absent,
         )
+        too_large = _beyond_caps(pipeline)
         plan_is_new = planning.save()
         reloaded = _reload_definitions(pipeline.settings.dagster_url) if plan_is_new else "the partition plan is as it was"
     if as_json:
         print_json({**_load_as_json(report, planning), "dagster": reloaded})
     else:
         _print_load(report, planning)
+        if was_tiered and report.changed:
+            note("the tiers of the file hold again, not those by liquidity: `mdp universe tiers` assigns them")
+        for sentence in too_large:
+            note(sentence)
         note(f"Dagster: {reloaded}")
+
+
+def _beyond_caps(pipeline: Pipeline) -> list[str]:
+    """A sentence for each tier that has more symbols than MDP_TIER_CAPS allows."""
+    from market_data_pipeline.settings import numbers_by_tier  # noqa: PLC0415 - help must not wait for pydantic
+
+    counts = Counter(instrument.tier for instrument in pipeline.universe.instruments())
+    caps = {tier: int(cap) for tier, cap in numbers_by_tier(pipeline.settings.tier_caps).items() if tier is not Tier.T2}
+    return [
+        f"{tier} has {counts[tier]:,} symbols and MDP_TIER_CAPS allows {cap:,}: `mdp universe tiers` brings them within"
+        for tier, cap in caps.items()
+        if counts[tier] > cap
+    ]
 
 
 def _reload_definitions(url: str) -> str:

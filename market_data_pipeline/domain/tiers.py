@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.universe import Instrument
 
+# What the tags of versions that assign tiers begin with.
+TIERS = "tiers-"
 # The window of the figures, and of how many of its sessions a daily bar must be stored: of more than half.
 SESSIONS = 21
 LEAST_SESSIONS = 11

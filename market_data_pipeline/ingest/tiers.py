@@ -15,6 +15,7 @@ from market_data_pipeline.domain.sessions import day_number
 from market_data_pipeline.domain.tiers import (
     LEAST_SESSIONS,
     SESSIONS,
+    TIERS,
     Basis,
     TierPolicy,
     assign_tiers,
@@ -62,7 +63,7 @@ class Tiering:
     @property
     def version_tag(self) -> str:
         """What the version is called: the same figures under the same policy have the same tag."""
-        return f"tiers-{self.as_of or 'file'}@{self.digest[:12]}"
+        return f"{TIERS}{self.as_of or 'file'}@{self.digest[:12]}"
 
     @property
     def source(self) -> str:

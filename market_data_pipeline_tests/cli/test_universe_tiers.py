@@ -115,6 +115,15 @@ def test_the_file_of_a_tiered_universe_means_what_it_says(loaded: Mdp) -> None:
     assert loaded("universe", "tiers", "--json").json["version_tag"] == f"{first}#2"
 
 
+def test_a_file_that_takes_the_tiers_back_or_breaks_the_caps_is_told_of(loaded: Mdp) -> None:
+    loaded("universe", "tiers")
+    told = loaded("universe", "load", universe_file(loaded.home, UNIVERSE), "--tag", "file").err
+    assert "the tiers of the file hold again" in told
+    assert "T0 has 2 symbols and MDP_TIER_CAPS allows 1: `mdp universe tiers` brings them within" in told
+    again = loaded("universe", "load", universe_file(loaded.home, UNIVERSE), "--tag", "file").err
+    assert "hold again" not in again
+
+
 def test_from_the_file_only_its_own_figures_count(loaded: Mdp) -> None:
     told = loaded("universe", "tiers", "--from-file", "--json").json
     assert (told["as_of"], {row["symbol"]: row["basis"] for row in told["moves"]}) == (None, {"COIN": "none"})
