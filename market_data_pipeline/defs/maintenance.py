@@ -186,8 +186,9 @@ def listings_job() -> dg.JobDefinition:
         with workbenches.open() as workbench, workbench.beating(context.run_id):
             found = workbench.infer_listings(run_id=context.run_id)
         context.log.info("%d findings about when instruments were listed", len(found))
-        for finding in found[:_FINDINGS_IN_A_LOG]:
-            context.log.info("%s", finding)
+        for change in found[:_FINDINGS_IN_A_LOG]:
+            finding, taken_back = change.finding, "taken back: " if change.is_taken_back else ""
+            context.log.info("%s: %s%s %s: %s", change.symbol, taken_back, finding.kind, finding.session or "", finding.detail)
 
     @dg.job(
         name=LISTINGS,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.jobs import EndedJob
+    from market_data_pipeline.ingest.listing import ListingChange
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.ingest.report import Stretch, StretchReport
     from market_data_pipeline.ingest.second_opinion import SecondOpinions
@@ -101,7 +102,7 @@ class Workbench(Protocol):
         """How many jobs that were done longer ago were deleted from the queue."""
         ...
 
-    def infer_listings(self, *, run_id: str) -> Sequence[object]:
+    def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
         """What the ledger's evidence says of when instruments were listed, since the last look; it is stored."""
         ...
 
@@ -209,7 +210,7 @@ class RealWorkbench:
         """The queue's."""
         return self.pipeline.jobs.prune_done(older_than)
 
-    def infer_listings(self, *, run_id: str) -> Sequence[object]:
+    def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
         """The use-case."""
         from market_data_pipeline.ingest.listing import infer_listings  # noqa: PLC0415 - see Workbenches.open
 

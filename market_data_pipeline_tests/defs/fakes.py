@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.queue import Lease
     from market_data_pipeline.domain.sessions import TradingCalendar
+    from market_data_pipeline.ingest.listing import ListingChange
     from market_data_pipeline.storage.jobs import JobQueue
     from market_data_pipeline.storage.opinions import Opinion
 
@@ -137,7 +138,7 @@ class FakeWorkbench:
     jobs: JobQueue | None = None
     work: Callable[[Lease], JobOutcome] = JobOutcome
     jobs_kept: list[timedelta] = field(default_factory=list)
-    findings: Sequence[object] = ()
+    findings: Sequence[ListingChange] = ()
     since: float | None = None
     rows: Sequence[LedgerRow] = ()
     beats: list[Heartbeat] = field(default_factory=list)
@@ -210,7 +211,7 @@ class FakeWorkbench:
         self.jobs_kept.append(older_than)
         return 0
 
-    def infer_listings(self, *, run_id: str) -> Sequence[object]:
+    def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
         del run_id
         return self.findings
 

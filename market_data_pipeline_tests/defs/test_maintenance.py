@@ -11,8 +11,10 @@ import pytest
 from market_data_pipeline.defs.build import build_definitions
 from market_data_pipeline.defs.maintenance import Settled, prune, settled_partitions
 from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.listing import ListingFinding, ListingKind
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan, plan_partitions
 from market_data_pipeline.domain.sessions import trading_calendar
+from market_data_pipeline.ingest.listing import ListingChange
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.defs.fakes import FakeWorkbench, failing, ledger_row, universe
 from market_data_pipeline_tests.defs.instances import run_box
@@ -168,7 +170,8 @@ def test_the_prune_job_forgets_jobs_done_a_week_ago(instance: dg.DagsterInstance
 
 
 def test_the_listings_job_infers_them_from_the_ledger(instance: dg.DagsterInstance) -> None:
-    workbench = FakeWorkbench(findings=["IBM: first session 2024-03-04"])
+    finding = ListingFinding(ListingKind.FIRST_SESSION, WEEK[0], ("yahoo",), "nobody has anything of before")
+    workbench = FakeWorkbench(findings=[ListingChange(1, "IBM", finding)])
     job = build_definitions(Settings(), DAYS, workbenches=workbench).resolve_job_def("listings")
     assert job.execute_in_process(instance=instance).success
     assert len(workbench.beats) == 1
