@@ -17,6 +17,7 @@ from market_data_pipeline.cli.parameters import INSTANT, INTERVAL, MOMENT, SYMBO
 from market_data_pipeline.cli.selection import named_instrument, opened_pipeline
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import DiskError, InvalidInputError
+from market_data_pipeline.domain.sessions import date_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from market_data_pipeline.cli.parameters import Window
     from market_data_pipeline.domain.candles import CandleColumns, Int64s
+    from market_data_pipeline.domain.filling import PreviousClose
     from market_data_pipeline.domain.ports import StoredCandles, StoredRevisions
+    from market_data_pipeline.domain.sessions import TradingCalendar
 
 PRICES = ("open", "high", "low", "close", "volume")
 _OPTIONAL = ("vwap", "trades")
@@ -40,7 +44,16 @@ _MOMENTS = "A date means the symbol's whole session, an instant needs Z or an of
 @click.option("--start", type=MOMENT, required=True, help=f"First bar. {_MOMENTS}")
 @click.option("--end", type=MOMENT, required=True, help="Last session (inclusive) or the instant to stop before.")
 @click.option("--as-of", type=INSTANT, help="Answer with what was known at this instant.")
-@click.option("--provenance", is_flag=True, help="Also say whose each bar is: its provider, and whose trades its feed counts.")
+@click.option(
+    "--provenance",
+    is_flag=True,
+    help="Also say whose each bar is: its provider, whose trades its feed counts, and how sure its session is now.",
+)
+@click.option(
+    "--fill",
+    type=click.Choice(["previous"]),
+    help="Make up bars that are confirmed empty: flat at the previous close of their session, volume 0, is_filled true.",
+)
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), help="How to print; default table.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write csv, json or parquet to this file instead.")
 @json_option
@@ -52,6 +65,7 @@ def candles(  # noqa: PLR0913 - one parameter an option
     end: date | datetime,
     as_of: datetime | None,
     provenance: bool,
+    fill: str | None,
     style: str | None,
     out: Path | None,
     as_json: bool,
@@ -59,13 +73,23 @@ def candles(  # noqa: PLR0913 - one parameter an option
     """Print the stored bars of SYMBOL, as they are or as they were known at a time.
 
     Times are UTC and name the instant a bar opens; daily bars are named by their session. known_from is when we learned the
-    value. Raw prices: no adjustment for splits and dividends.
+    value. Raw prices: no adjustment for splits and dividends. Nothing is filled unless --fill asks for it: no filled bar is stored,
+    and no missing one is filled.
     """
     style = _style(style, out=out, as_json=as_json)
     with opened_pipeline() as pipeline:
         instrument = named_instrument(pipeline, symbol)
-        asked = window(start, end, interval=interval, calendar=pipeline.calendars(instrument.calendar))
-        stored = pipeline.reader.read([instrument.symbol_id], interval, asked.start, asked.end, as_of=as_of, provenance=provenance)
+        calendar = pipeline.calendars(instrument.calendar)
+        asked = window(start, end, interval=interval, calendar=calendar)
+        stored = pipeline.reader.read(
+            [instrument.symbol_id],
+            interval,
+            asked.start,
+            asked.end,
+            as_of=as_of,
+            provenance=provenance,
+            fill=_filling(asked, interval, calendar) if fill else None,
+        )
     if style == "parquet":
         _write_parquet(_required(out), stored, interval)
     elif style == "table":
@@ -116,6 +140,15 @@ def revisions(*, symbol: str, interval: Interval, start: date | datetime, end: d
     print_table(shown, columns=columns, title=f"{symbol} {interval}: {len(rows):,} values were replaced", most=MOST_ROWS)
 
 
+def _filling(asked: Window, interval: Interval, calendar: TradingCalendar) -> PreviousClose:
+    """The grid of whole sessions around the window."""
+    from market_data_pipeline.domain.filling import PreviousClose  # noqa: PLC0415 - help must not wait for numpy
+
+    # The bars of a session may be of the day before or after it in UTC.
+    first, last = (date_of(edge // 86_400 + day) for edge, day in ((asked.start, -1), (asked.end, 1)))
+    return PreviousClose(calendar.expected_opens(interval, first, last))
+
+
 def _style(style: str | None, *, out: Path | None, as_json: bool) -> str:
     if as_json and style not in {None, "json"}:
         raise InvalidInputError(f"--json and --format {style} were both given: expected one of them")
@@ -163,11 +196,11 @@ def _values(columns: CandleColumns, name: str) -> list[float | None]:
     return [None if value != value else value for value in getattr(columns, name).tolist()]  # noqa: PLR0124 - only NaN differs from itself
 
 
-def _origins(stored: StoredCandles) -> dict[str, Sequence[str]]:
-    """The columns that --provenance adds."""
-    if stored.providers is None or stored.feeds is None:
-        return {}
-    return {"provider": stored.providers, "feed": stored.feeds}
+def _origins(stored: StoredCandles) -> dict[str, Sequence[Any]]:
+    """The columns that --provenance and --fill add."""
+    columns = {"provider": stored.providers, "feed": stored.feeds, "finality": stored.finalities}
+    filled = None if stored.is_filled is None else stored.is_filled.tolist()
+    return {name: values for name, values in {**columns, "is_filled": filled}.items() if values is not None}
 
 
 def _rows(stored: StoredCandles, interval: Interval) -> list[dict[str, Any]]:
@@ -176,10 +209,15 @@ def _rows(stored: StoredCandles, interval: Interval) -> list[dict[str, Any]]:
     columns: list[Sequence[Any]] = [
         _stamps(stored.columns.opened_at, interval),
         *(_values(stored.columns, field) for field in fields),
-        _instants(stored.known_at),
+        _known_from(stored),
         *origins.values(),
     ]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _known_from(stored: StoredCandles) -> list[str | None]:
+    """When we learned each value; None for one that was made up."""
+    return [text if known else None for text, known in zip(_instants(stored.known_at), stored.known_at.tolist(), strict=True)]
 
 
 def _as_csv(stored: StoredCandles, interval: Interval) -> str:
@@ -208,7 +246,7 @@ def _arrow(stored: StoredCandles, interval: Interval) -> pa.Table:
     else:
         stamp = pa.array(opened_at * 1000, pa.timestamp("ms", "UTC"))
     fields = {name: pa.array(getattr(stored.columns, name), from_pandas=True) for name in (*PRICES, *_OPTIONAL)}
-    known_from = pa.array(stored.known_at, pa.timestamp("us", "UTC"))
+    known_from = pa.array(stored.known_at, pa.timestamp("us", "UTC"), mask=stored.known_at == 0)
     return pa.table({_stamp_name(interval): stamp, **fields, "known_from": known_from, **_origins(stored)})
 
 

@@ -406,7 +406,9 @@ class WriteReport:
 class StoredCandles:
     """Candles read back, sorted by (symbol_id, opened_at); one array a column. ``known_at``: int64 epoch microseconds UTC.
 
-    ``providers`` and ``feeds``: the name of each bar's provider and the label of its feed; None where they were not asked for.
+    ``providers``, ``feeds`` and ``finalities``: the name of each bar's provider, the label of its feed, and how sure its session
+    is; None where they were not asked for. How sure a session was is not kept: as of an instant there are no ``finalities``.
+    ``is_filled``: the bars that are not stored but made up, with 0 for ``known_at`` and ``fetch_id``; None where none was to be.
     """
 
     symbol_id: Int32s
@@ -416,6 +418,8 @@ class StoredCandles:
     flags: Int16s
     providers: Sequence[str] | None = None
     feeds: Sequence[str] | None = None
+    finalities: Sequence[str] | None = None
+    is_filled: Bools | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

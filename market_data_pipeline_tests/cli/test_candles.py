@@ -61,6 +61,36 @@ def test_whose_a_bar_is_is_printed_where_it_is_asked_for(stocked: Mdp) -> None:
     assert "provider" in empty.out
 
 
+def test_bars_are_made_up_only_where_it_is_asked_for_and_nothing_was_traded(stocked: Mdp) -> None:
+    asked = ("candles", "AAPL", *MINUTES, "--fill", "previous")
+    assert len(stocked(*asked, "--json").json) == 389
+    with pipeline_of(stocked) as pipeline, pipeline.engine.begin() as connection:
+        connection.exec_driver_sql("update coverage set confirmed_empty = set_bit(confirmed_empty, 2, 1) where interval_s = 60")
+    rows = stocked(*asked, "--json").json
+    assert rows[2] == {
+        "opened_at": "2024-12-02T14:32:00Z",
+        **dict.fromkeys(("open", "high", "low", "close"), 101.5),
+        "volume": 0.0,
+        "known_from": None,
+        "is_filled": True,
+    }
+    assert [row["is_filled"] for row in rows].count(True) == 1
+    assert stocked(*asked, "--format", "csv").out.splitlines()[3] == "2024-12-02T14:32:00Z,101.5,101.5,101.5,101.5,0.0,,True"
+    path = stocked.home / "filled.parquet"
+    assert stocked(*asked, "--format", "parquet", "--out", str(path)).code == 0
+    table = pq.read_table(path)
+    assert (table.column("known_from").null_count, table.column("is_filled").to_pylist().count(True)) == (1, 1)
+    assert len(stocked("candles", "AAPL", *MINUTES, "--json").json) == 389
+    refused = stocked("candles", "AAPL", *DAYS, "--fill", "previous")
+    assert refused.code == 2
+    assert "1d bars cannot be filled" in refused.err
+
+
+def test_how_sure_a_session_is_is_printed_with_whose_its_bars_are(stocked: Mdp) -> None:
+    rows = stocked("candles", "AAPL", *MINUTES, "--provenance", "--json").json
+    assert {row["finality"] for row in rows} == {"final"}
+
+
 def test_what_was_known_at_a_time_is_printed_as_it_was_known(stocked: Mdp) -> None:
     before = stocked("candles", "AAPL", *MINUTES, "--as-of", "2024-12-07T09:30Z", "--json").json
     assert len(before) == 389
