@@ -50,9 +50,9 @@ def running() -> Iterator[Running]:
 
 
 def jobs() -> list[BackfillJob]:
-    window = {"start": midnight(MONDAY), "end": midnight(date(2024, 12, 7))}
+    start, end = midnight(MONDAY), midnight(date(2024, 12, 7))
     return [
-        BackfillJob(job_id=f"week-of-{symbol}", priority=Tier.T0, symbol=symbol, interval=Interval.M1, **window)
+        BackfillJob(job_id=f"week-of-{symbol}", priority=Tier.T0, symbol=symbol, interval=Interval.M1, start=start, end=end)
         for symbol in SYMBOLS
     ]
 

@@ -97,7 +97,8 @@ def test_what_is_due_is_in_one_run_and_every_session_to_ask_again_is_asked_again
     periods = plan.periods(interval)
     runs = found(holes, looks, plan)
     held = [(cell, healing) for healing in runs for cell in cells_of(healing.box, plan, interval)]
-    needed = {Cell(period, due.symbol) for due in [*holes, *looks] for period in periods.keys(due.first, due.last)}
+    asked_for = [(due.symbol, due.first, due.last) for due in holes] + [(due.symbol, due.first, due.last) for due in looks]
+    needed = {Cell(period, symbol) for symbol, begin, end in asked_for for period in periods.keys(begin, end)}
     assert sorted(cell for cell, _ in held) == sorted(needed)
     run_of = dict(held)
     for look in looks:

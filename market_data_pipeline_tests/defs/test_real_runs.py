@@ -142,8 +142,8 @@ def test_a_running_session_is_swept_into_the_queue_and_stored_by_a_run_without_a
 
 
 def test_the_jobs_that_complete_a_finished_week_materialise_it(world: World, instance: dg.DagsterInstance) -> None:
-    window = {"start": datetime(2024, 12, 2, tzinfo=UTC), "end": datetime(2024, 12, 7, tzinfo=UTC)}
-    job = BackfillJob(job_id="week", priority=Tier.T1, symbol="AAPL", interval=Interval.M1, **window)
+    start, end = datetime(2024, 12, 2, tzinfo=UTC), datetime(2024, 12, 7, tzinfo=UTC)
+    job = BackfillJob(job_id="week", priority=Tier.T1, symbol="AAPL", interval=Interval.M1, start=start, end=end)
     world.pipeline.jobs.submit([as_new_job(job, source="test")])
     (lease,) = world.pipeline.jobs.lease("batch", tier=Tier.T1, limit=9)
     assert run(world, instance, "work_jobs", **{"mdp/batch": "batch"}).success

@@ -161,8 +161,8 @@ def test_a_hint_is_passed_over_where_overriding_the_policy_is_not_allowed(tmp_pa
 
 
 def test_a_window_without_a_session_is_done_with_nothing(world: World) -> None:
-    weekend = {"start": at(date(2024, 11, 30)), "end": at(date(2024, 12, 1))}
-    assert done(world, backfill_job("one", **weekend))["one"] == (JobState.DONE, None, {"sessions": 0})
+    weekend = backfill_job("one", start=at(date(2024, 11, 30)), end=at(date(2024, 12, 1)))
+    assert done(world, weekend)["one"] == (JobState.DONE, None, {"sessions": 0})
 
 
 def test_quotes_are_fetched_and_stored(world: World) -> None:
@@ -203,8 +203,8 @@ def test_what_breaks_fails_its_own_jobs_and_no_others(world: World) -> None:
 
 
 def test_work_that_is_cancelled_gives_back_what_it_has_not_ended(world: World) -> None:
-    jobs = [bars_job("fresh"), backfill_job("old", "MSFT")]
-    working = work_off(leased(world, *jobs), queue=world.pipeline.jobs, pipeline=world.pipeline)
+    leases = leased(world, bars_job("fresh"), backfill_job("old", "MSFT"))
+    working = work_off(leases, queue=world.pipeline.jobs, pipeline=world.pipeline)
     assert next(working).outcome.lease.job_id == "fresh"
     working.close()  # type: ignore[attr-defined]
     records = {record.job_id: (record.state, record.attempts) for record in world.pipeline.jobs.jobs(limit=9)}
