@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from market_data_pipeline.cli.output import json_option, note, print_json, print_table
+from market_data_pipeline.cli.schema import schema
 from market_data_pipeline.cli.selection import opened_pipeline
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.jobs import JOB_INTERVALS
@@ -47,6 +48,9 @@ def limit_option(default: int, text: str) -> Callable[[Callable[..., Any]], Call
 @click.group()
 def jobs() -> None:
     """Put typed jobs into the queue, and look at those in it."""
+
+
+jobs.add_command(schema)
 
 
 @jobs.command(epilog="Example: mdp jobs submit jobs.jsonl")

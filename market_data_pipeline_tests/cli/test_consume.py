@@ -15,7 +15,7 @@ from market_data_pipeline.cli.consume import default_name
 from market_data_pipeline.domain.jobs import json_schema
 from market_data_pipeline.domain.queue import JobKind
 from market_data_pipeline.ingest.rlc import valid_name
-from market_data_pipeline_tests.redis_server import NO_SERVER, RedisServer, redis_server, server_binary
+from market_data_pipeline.testing.redis_server import NO_SERVER, RedisServer, redis_server, server_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from market_data_pipeline.domain.queue import JobKind, QueuePolicy, SubmitReport
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.rlc import CONSUMERS, LIVE, SOURCES, Consumed, Consumer, Queue, address_of, open_redis
 from market_data_pipeline.storage.jobs import JobQueue
-from market_data_pipeline_tests.redis_server import NO_SERVER, RedisServer, redis_server, server_binary
+from market_data_pipeline.testing.redis_server import NO_SERVER, RedisServer, redis_server, server_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from market_data_pipeline.domain.errors import UnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -46,15 +48,18 @@ class RedisServer:
     def start(self, *arguments: str) -> None:
         """Start it, and wait until it answers with all its data."""
         binary = server_binary()
-        assert binary is not None, NO_SERVER
+        if binary is None:
+            raise UnavailableError(NO_SERVER)
         here = ("--dir", str(self._directory), "--unixsocket", str(self.socket), "--port", "0", "--save", "")
         durable = ("--appendonly", "yes", "--appendfsync", "always")
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen([binary, *here, *durable, *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 30
         while not self._answers():
-            assert self._process.poll() is None, (self._directory / "log").read_text()
-            assert time.monotonic() < deadline, "the server did not answer within 30 seconds"
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"{binary} did not answer within 30 seconds: {(self._directory / 'log').read_text()[-2_000:]}"
+                )
             threading.Event().wait(0.02)
 
     def _answers(self) -> bool:
@@ -64,7 +69,7 @@ class RedisServer:
             return False
 
     def kill(self) -> None:
-        """kill -9; safe to repeat."""
+        """SIGKILL, and gone when this returns; safe to repeat."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(20)
