@@ -162,15 +162,37 @@ def list_(*, tier: str | None, inactive: bool, as_json: bool) -> None:
 @click.argument("symbol", type=SYMBOL)
 @json_option
 def show(*, symbol: str, as_json: bool) -> None:
-    """Print everything that is known of SYMBOL: listing, aliases, and its sessions in the ledger."""
+    """Print everything that is known of SYMBOL: what the universe file says of it, and its listing with the evidence.
+
+    Sessions before listed_from and after listed_to, and all of them where is_unknown, are not listed: nobody is asked for them. A
+    finding is taken back when a bar contradicts it, or when the universe file says something else of exchange, dates or aliases.
+    """
+    from market_data_pipeline.storage.listing import ListingStore  # noqa: PLC0415 - only this command shows findings
+
     with opened_pipeline() as pipeline:
         instrument = named_instrument(pipeline, symbol)
         row = _instrument_row(instrument, active=symbol not in pipeline.universe.deactivated())
+        findings = [
+            {
+                "finding": str(stored.finding.kind),
+                "session": stored.finding.session,
+                "providers": list(stored.finding.providers),
+                "known_from": stored.known_from,
+                "known_to": stored.known_to,
+                "evidence": stored.finding.detail,
+            }
+            for stored in ListingStore(pipeline.engine).history(instrument.symbol_id)
+        ]
+    row |= {"listed_from": instrument.listed_from, "listed_to": instrument.listed_to, "is_unknown": instrument.is_unknown}
     if as_json:
-        print_json(row)
+        print_json({**row, "findings": findings})
         return
     row["aliases"] = ", ".join(f"{provider}: {alias}" for provider, alias in instrument.aliases.items())
     print_table([{"what": what, "value": value} for what, value in row.items()], columns=["what", "value"], title=symbol)
+    for finding in findings:
+        until = f" until {finding['known_to']:%Y-%m-%d %H:%M}Z" if finding["known_to"] else ""
+        session = f" {finding['session']}" if finding["session"] else ""
+        note(f"{finding['finding']}{session}, known from {finding['known_from']:%Y-%m-%d %H:%M}Z{until}: {finding['evidence']}")
 
 
 @universe.command(epilog="Example: mdp universe tiers --as-of 2026-11-20 --dry-run")

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from market_data_pipeline_tests.cli.builders import UNIVERSE, universe_file
+from market_data_pipeline.domain.listing import ListingFinding, ListingKind
+from market_data_pipeline.storage.listing import ListingStore
+from market_data_pipeline_tests.cli.builders import LATER, TUESDAY, UNIVERSE, hours, pipeline_of, universe_file
 
 if TYPE_CHECKING:
     from market_data_pipeline_tests.cli.conftest import Mdp, Webserver
@@ -102,6 +104,24 @@ def test_a_list_by_tier_and_one_symbol_in_full(mdp: Mdp) -> None:
     assert shown.code == 0
     assert "yahoo: BRK-B" in shown.out
     assert mdp("universe", "show", "0700.HK", "--json").json["calendar"] == "XHKG"
+
+
+def test_a_listing_is_shown_with_its_evidence_and_with_what_was_taken_back(mdp: Mdp) -> None:
+    mdp("universe", "load", universe_file(mdp.home))
+    assert mdp("universe", "show", "AAPL", "--json").json["findings"] == []
+    gone = ListingFinding(ListingKind.LAST_SESSION, TUESDAY, ("alpaca", "yahoo"), "no bar in the 5 sessions since")
+    with pipeline_of(mdp) as pipeline:
+        store, aapl = ListingStore(pipeline.engine), pipeline.universe.instrument("AAPL").symbol_id
+        assert store.record(aapl, [gone], known_at=LATER) == [gone]
+        shown = mdp("universe", "show", "AAPL")
+        assert "last_session 2024-12-03, known from 2024-12-07 09:00Z: no bar in the 5 sessions since" in shown.err
+        told = mdp("universe", "show", "AAPL", "--json").json
+        assert (told["listed_from"], told["listed_to"], told["is_unknown"]) == (None, "2024-12-03", False)
+        assert told["findings"][0]["providers"] == ["alpaca", "yahoo"]
+        [found] = store.current([aapl])
+        store.take_back(found, now=LATER + hours(1), known_at=LATER + hours(1))
+    assert "until 2024-12-07 10:00Z" in mdp("universe", "show", "AAPL").err
+    assert mdp("universe", "show", "AAPL", "--json").json["listed_to"] is None
 
 
 def test_a_symbol_that_is_misspelt_is_refused_with_a_suggestion(mdp: Mdp) -> None:
