@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from market_data_pipeline.cli.parameters import SESSION, in_order, intervals_opt
 from market_data_pipeline.cli.selection import chosen_instruments, opened_pipeline
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.coverage import VERDICTS, Verdict
+from market_data_pipeline.domain.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +76,11 @@ def parts(
 @start_option
 @end_option
 @click.option("--totals", is_flag=True, help="Only the sums over all symbols, one line an interval.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also draw sessions by symbols of one interval into FILE, .png or .svg.",
+)
 @json_option
 def coverage(
     *,
@@ -83,6 +90,7 @@ def coverage(
     start: date | None,
     end: date | None,
     totals: bool,
+    plot: Path | None,
     as_json: bool,
 ) -> int:
     """Count every expected bar under its verdict, and check that the counts add up to the grid.
@@ -92,11 +100,15 @@ def coverage(
     from market_data_pipeline.ingest.coverage import coverage_report  # noqa: PLC0415 - only this command needs it
 
     in_order(start, end)
+    picture = None if plot is None else _format(plot)
     with opened_pipeline() as pipeline:
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier)
+        looked_at = parts(pipeline, instruments, intervals, start=start, end=end)
+        if plot is not None and picture is not None and looked_at:
+            _draw(pipeline, looked_at, plot, format_=picture)
         lines = [
             line
-            for part in parts(pipeline, instruments, intervals, start=start, end=end)
+            for part in looked_at
             for line in coverage_report(part.instruments, [part.interval], part.first, part.last, pipeline=pipeline)
         ]
     adds_up = all(sum(line.counts.values()) == line.expected for line in lines)
@@ -112,6 +124,30 @@ def coverage(
         print_table([*(() if totals else map(_row, lines)), *_totals(lines)], columns=columns, title=title, most=MOST_LINES)
         _say_whether_it_adds_up(lines, adds_up=adds_up)
     return DONE if adds_up else FOUND_SOMETHING
+
+
+def _format(path: Path) -> str:
+    """What kind of picture a file of this name holds; InvalidInputError for a name that does not say it."""
+    suffix = path.suffix.lower().lstrip(".")
+    if suffix not in ("png", "svg"):
+        raise InvalidInputError(f"--plot {path}: expected a file name that ends in .png or .svg")
+    return suffix
+
+
+def _draw(pipeline: Pipeline, looked_at: Sequence[Part], path: Path, *, format_: str) -> None:
+    from market_data_pipeline.ingest.heatmap import drawn, heatmap_of  # noqa: PLC0415 - matplotlib, for those who draw
+
+    shown = sorted({part.interval for part in looked_at}, key=lambda interval: interval.seconds)
+    if len(shown) > 1:
+        raise InvalidInputError(f"--plot draws one interval, and here are {', '.join(shown)}: choose one with --interval")
+    of_id = {instrument.symbol_id: instrument for part in looked_at for instrument in part.instruments}
+    first, last = min(part.first for part in looked_at), max(part.last for part in looked_at)
+    picture = drawn(heatmap_of(list(of_id.values()), shown[0], first, last, pipeline=pipeline), format_=format_)
+    try:
+        path.write_bytes(picture)
+    except OSError as refused:
+        raise InvalidInputError(f"--plot {path}: {refused.strerror}") from refused
+    note(f"{shown[0]} of {len(of_id):,} symbols, {first} to {last}, drawn into {path}")
 
 
 def _row(line: CoverageLine) -> dict[str, Any]:
@@ -168,9 +204,10 @@ def _say_whether_it_adds_up(lines: Sequence[CoverageLine], *, adds_up: bool) -> 
 @start_option
 @end_option
 @click.option("--explain", is_flag=True, help="Say of each window why it is missing and what happens next.")
+@click.option("--retry", is_flag=True, help="First take up again what was given up: attempts count anew, the next is due now.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Most windows in the table.")
 @json_option
-def gaps(
+def gaps(  # noqa: PLR0913 - an argument an option
     *,
     symbols: tuple[str, ...] | None,
     tier: str | None,
@@ -178,6 +215,7 @@ def gaps(
     start: date | None,
     end: date | None,
     explain: bool,
+    retry: bool,
     limit: int,
     as_json: bool,
 ) -> int:
@@ -188,6 +226,8 @@ def gaps(
     in_order(start, end)
     with opened_pipeline() as pipeline:
         instruments = chosen_instruments(pipeline, symbols=symbols, tier=tier)
+        if retry:
+            _take_up_again(pipeline, instruments, intervals, start=start, end=end)
         windows = list(_windows(pipeline, parts(pipeline, instruments, intervals, start=start, end=end)))
         shown = windows if as_json else windows[:limit]
         why = _reasons(pipeline, instruments, shown) if explain else []
@@ -195,18 +235,35 @@ def gaps(
         policy = pipeline.settings.healing_policy
     rows = [_gap_row(window) for window in shown]
     for row, window, reason in zip(rows, shown, why, strict=False):
-        row |= {"why": reason, "next": _next(window, now=now, policy=policy)}
+        row |= {
+            "finality": None if window.finality is None else window.finality.name.lower(),
+            "why": reason,
+            "next": _next(window, now=now, policy=policy),
+        }
     if as_json:
         print_json(rows)
     elif windows:
         columns = ["symbol", "interval", "session", "start", "end", "bars", "since", "attempts", "next_attempt_at"]
         bars = sum(window.bars for window in windows)
-        print_table(rows, columns=[*columns, *(["why", "next"] if explain else [])], title=f"{bars:,} bars are missing")
+        print_table(rows, columns=[*columns, *(["finality", "why", "next"] if explain else [])], title=f"{bars:,} bars are missing")
         if len(windows) > limit:
             note(f"{len(windows):,} windows, {len(windows) - limit:,} of them not shown: --limit {len(windows)} shows all")
     else:
         click.echo("nothing is missing")
     return FOUND_SOMETHING if windows else DONE
+
+
+def _take_up_again(
+    pipeline: Pipeline, instruments: Sequence[Instrument], intervals: Sequence[Interval], *, start: date | None, end: date | None
+) -> None:
+    asked = pipeline.ledger.retry(
+        pipeline.clock.now(),
+        symbol_ids=[instrument.symbol_id for instrument in instruments],
+        intervals=intervals or None,
+        first=start,
+        last=end,
+    )
+    note(f"{asked:,} sessions that were given up are asked for again from now on")
 
 
 def _windows(pipeline: Pipeline, looked_at: Sequence[Part]) -> Iterator[GapWindow]:
@@ -244,8 +301,11 @@ def _next(window: GapWindow, *, now: datetime, policy: HealingPolicy) -> str:
     if window.last_attempt_at is None:
         return "the next schedule, or `mdp backfill`"
     if window.next_attempt_at is None:
-        given_up = f"given up after {window.attempts} answers without it (MDP_GIVE_UP_AFTER is {policy.give_up_after})"
-        return f"{given_up}: `mdp backfill --refetch` asks again"
+        if window.failures >= policy.give_up_failures:
+            given_up = f"given up after {window.failures} failures in a row (MDP_GIVE_UP_FAILURES is {policy.give_up_failures})"
+        else:
+            given_up = f"given up after {window.attempts} answers without it (MDP_GIVE_UP_AFTER is {policy.give_up_after})"
+        return f"{given_up}: `mdp gaps --retry` asks again"
     if window.next_attempt_at <= now:
         return "due now: the gap sensor's next tick"
     return f"the gap sensor asks again after {_instant(window.next_attempt_at)}"

@@ -41,6 +41,7 @@ COMMANDS = {
     "revisions": _Entry("candles:revisions", "Print the values that were replaced, and what they became."),
     "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),
     "gaps": _Entry("coverage:gaps", "List the bars that should be there and are not."),
+    "condition": _Entry("condition:condition", "Say what can be expected of one session, and why."),
     "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
     "halts": _Entry("halts:halts", "Load and list suspensions of trading."),
     "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),

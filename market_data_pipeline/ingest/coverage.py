@@ -56,6 +56,8 @@ class GapWindow:
     failures: int
     last_attempt_at: datetime | None
     next_attempt_at: datetime | None
+    finality: Finality | None = None
+    """How sure the session's other bars are; None for one that the ledger knows nothing of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,6 +181,7 @@ def gap_windows(
                     failures=0 if row is None else row.failures,
                     last_attempt_at=None if row is None else row.last_attempt_at,
                     next_attempt_at=None if row is None else row.next_attempt_at,
+                    finality=None if row is None else row.finality,
                 )
 
 

@@ -120,3 +120,44 @@ def test_nothing_missing_is_exit_code_0(stocked: Mdp) -> None:
     whole = stocked("gaps", "--interval", "1h")
     assert (whole.code, whole.out.strip()) == (0, "nothing is missing")
     assert stocked("gaps", "--interval", "1h", "--json").json == []
+
+
+@pytest.mark.parametrize(("name", "begins"), [("week.png", b"\x89PNG"), ("week.SVG", b"<?xml")])
+def test_the_ledger_is_drawn_into_a_file(stocked: Mdp, name: str, begins: bytes) -> None:
+    path = stocked.home / name
+    drawn = stocked("coverage", "--interval", "1m", "--plot", str(path))
+    assert drawn.code == 0
+    assert f"1m of 1 symbols, 2024-12-02 to 2024-12-03, drawn into {path}" in drawn.err
+    assert path.read_bytes().startswith(begins)
+    assert "780 verdicts for 780 expected bars" in drawn.out
+
+
+def test_a_picture_is_of_one_interval_and_of_a_known_kind(stocked: Mdp) -> None:
+    several = stocked("coverage", "--plot", str(stocked.home / "week.png"))
+    assert several.code == 2
+    assert "--plot draws one interval, and here are 1m, 1h: choose one with --interval" in several.err
+    unknown = stocked("coverage", "--interval", "1m", "--plot", "week.pdf")
+    assert unknown.code == 2
+    assert "expected a file name that ends in .png or .svg" in unknown.err
+
+
+def test_a_picture_that_cannot_be_written_says_so(stocked: Mdp) -> None:
+    refused = stocked("coverage", "--interval", "1m", "--plot", str(stocked.home / "nowhere" / "week.png"))
+    assert refused.code == 2
+    assert "week.png: No such file or directory" in refused.err
+
+
+def test_what_was_given_up_is_taken_up_again(stocked: Mdp) -> None:
+    with pipeline_of(stocked) as pipeline, pipeline.engine.begin() as connection:
+        connection.exec_driver_sql("update coverage set next_attempt_at = null, attempts = 6 where absent > 0")
+    given_up = stocked("gaps", "--explain", "--json").json[0]
+    assert given_up["next"] == "given up after 6 answers without it (MDP_GIVE_UP_AFTER is 6): `mdp gaps --retry` asks again"
+    retried = stocked("gaps", "--retry", "--explain", "--json")
+    assert retried.code == 1
+    assert "1 sessions that were given up are asked for again from now on" in retried.err
+    assert {(gap["attempts"], gap["next"]) for gap in retried.json} == {(0, "due now: the gap sensor's next tick")}
+
+
+def test_explained_gaps_say_how_sure_the_rest_of_the_session_is(stocked: Mdp) -> None:
+    (gap, _) = stocked("gaps", "--explain", "--json").json
+    assert gap["finality"] == "final"
