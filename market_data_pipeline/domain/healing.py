@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.evidence import Surroundings
     from market_data_pipeline.domain.finality import Settlement
 
+# Answers in a row that are not believed and asked for again after the first wait each: by default two hours of an outage.
+_PATIENT = 8
+
 
 @dataclass(frozen=True, slots=True)
 class HealingPolicy:
@@ -247,8 +250,15 @@ def postponed(row: LedgerRow, *, until: datetime) -> LedgerRow:
 
 
 def held_back(row: LedgerRow, *, now: datetime, policy: HealingPolicy) -> LedgerRow:
-    """The ledger row after an answer that was not believed: neither an attempt nor a failure; asked again after the first wait."""
-    return replace(_later(row, until=now + policy.wait(1)), last_attempt_at=now)
+    """The ledger row after an answer that was not believed: no attempt, and a failure that costs no patience at first.
+
+    It is asked again after the first wait, for as long as an outage lasts that people would call one; only then the waits grow.
+    """
+    failures = row.failures + 1
+    if failures >= policy.give_up_failures:
+        return replace(row, failures=failures, last_attempt_at=now, next_attempt_at=None, recheck_at=None)
+    patience = policy.wait(failures - _PATIENT)
+    return replace(_later(row, until=now + patience), failures=failures, last_attempt_at=now)
 
 
 def _later(row: LedgerRow, *, until: datetime) -> LedgerRow:

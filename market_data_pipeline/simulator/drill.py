@@ -282,7 +282,7 @@ select 86400, u.symbol, (c.session_date - date '1970-01-01')::int8 * 86400, c.op
   from candles_daily c join symbol_universe u using (symbol_id)
 """
 _LEDGER = """
-select c.interval_s, u.symbol, c.session::text, c.present::text, c.confirmed_empty::text
+select c.interval_s, u.symbol, c.session::text, c.present::text, c.confirmed_empty::text, coalesce(c.halted::text, '')
   from coverage c join symbol_universe u using (symbol_id)
 """
 

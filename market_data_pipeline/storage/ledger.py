@@ -172,6 +172,12 @@ select k.symbol_id, u.symbol, u.calendar, k.interval_s, k.first, k.last, k.sessi
  order by k.turn, k.symbol_id, k.interval_s, k.first
 """  # noqa: S608 - as above
 
+_FAILING = """
+select distinct symbol_id from coverage
+ where symbol_id = any(%(symbol_ids)s::int4[]) and interval_s = %(interval_s)s and session between %(first)s and %(last)s
+   and failures >= %(failures)s and next_attempt_at > %(now)s
+"""
+
 _TOTALS = """
 select symbol_id, count(*), sum(expected), sum(bit_count(present)), sum(bit_count(confirmed_empty)), sum(absent),
        coalesce(sum(bit_count(halted)), 0)
@@ -307,9 +313,9 @@ class Ledger:
     ) -> int:
         """Record requests without a usable answer, and push back the (symbol_id, session)s nobody answered; how many those are.
 
-        ``failed`` had only failures; ``unbelieved`` had an answer that is not taken for one, and just wait; for ``waiting`` nobody
-        could be asked, and nobody can before the instant they map to. No verdict changes. Sessions that lack nothing and are final,
-        or that the ledger does not know, have nothing to push back.
+        ``failed`` had only failures; ``unbelieved`` had an answer that is not taken for one, which is a failure too; for
+        ``waiting`` nobody could be asked, and nobody can before the instant they map to. No verdict changes. Sessions that lack
+        nothing and are final, or that the ledger does not know, have nothing to push back.
         """
         waiting = waiting or {}
         keys = sorted({*failed, *unbelieved, *waiting})
@@ -425,6 +431,21 @@ class Ledger:
         }
         with self._engine.begin() as connection:
             return connection.exec_driver_sql(_RETRY, parameters).rowcount
+
+    def failing(
+        self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date, *, failures: int, now: datetime
+    ) -> frozenset[int]:
+        """Those of the symbols with a session from ``first`` to ``last`` that failed so often in a row and is not due again yet."""
+        parameters = {
+            "symbol_ids": list(symbol_ids),
+            "interval_s": interval.seconds,
+            "first": first,
+            "last": last,
+            "failures": failures,
+            "now": now,
+        }
+        with self._engine.connect() as connection:
+            return frozenset(symbol_id for (symbol_id,) in connection.exec_driver_sql(_FAILING, parameters))
 
     def totals(
         self,

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from market_data_pipeline.domain.candles import Bools, Interval
 from market_data_pipeline.domain.coverage import LedgerRow
 from market_data_pipeline.domain.finality import Finality, Settlement
-from market_data_pipeline.domain.healing import HealingPolicy, SessionAnswer, after_answer, after_failure
+from market_data_pipeline.domain.healing import HealingPolicy, SessionAnswer, after_answer, after_failure, held_back
 
 SLOTS = 12
 OPEN = datetime(2024, 6, 3, 13, 30, tzinfo=UTC)
@@ -169,11 +169,11 @@ def test_attempts_end_even_where_every_answer_brings_another_bar(bars: Bools, da
 
 
 @st.composite
-def fates(draw: st.DrawFn) -> SessionAnswer | None:
-    """What befalls a request for a session that is over: a failure, or an answer without the bar of slot 3."""
-    answer = draw(st.none() | answers())
-    if answer is None:
-        return None
+def fates(draw: st.DrawFn) -> SessionAnswer | str:
+    """What befalls a request for a session that is over: nothing usable, or an answer without the bar of slot 3."""
+    answer = draw(st.sampled_from(["failed", "not believed"]) | answers())
+    if isinstance(answer, str):
+        return answer
     never = np.arange(SLOTS) == 3
     following = draw(st.none() | st.integers(-86_400, 4 * 86_400))
     next_over_at = None if following is None else int(CLOSE.timestamp()) + following
@@ -190,7 +190,7 @@ def fates(draw: st.DrawFn) -> SessionAnswer | None:
 @settings(max_examples=60)
 @given(st.lists(fates(), min_size=1, max_size=60), policies, st.integers(1, 24))
 def test_a_bar_that_never_comes_costs_no_more_rounds_than_the_policy_says(
-    befalls: list[SessionAnswer | None], policy: HealingPolicy, give_up_failures: int
+    befalls: list[SessionAnswer | str], policy: HealingPolicy, give_up_failures: int
 ) -> None:
     policy = replace(policy, give_up_failures=give_up_failures)
     row, now, rounds, place = a_row(next_attempt_at=EVENING), EVENING, 0, 0
@@ -199,8 +199,8 @@ def test_a_bar_that_never_comes_costs_no_more_rounds_than_the_policy_says(
         # What was drawn comes again and again: whatever a provider does, it does for ever.
         answer = befalls[place % len(befalls)]
         before = int(row.present.sum())
-        if answer is None:
-            row = after_failure(row, now=now, policy=policy)
+        if isinstance(answer, str):
+            row = (after_failure if answer == "failed" else held_back)(row, now=now, policy=policy)
         else:
             row = after_answer(row, answer, due=ALL_DUE, now=now, policy=policy)
         place += 1
@@ -303,6 +303,18 @@ def test_a_bar_that_comes_after_all_is_no_longer_halted() -> None:
     assert np.array_equal(after.halted, mask(".....###...."))
     assert after.resolved.all()
     assert after.next_attempt_at is None
+
+
+def test_answers_that_are_not_believed_are_asked_for_again_soon_for_two_hours_and_then_ever_later() -> None:
+    row, waits = a_row(next_attempt_at=EVENING), []
+    while row.next_attempt_at is not None:
+        now = row.next_attempt_at
+        row = held_back(row, now=now, policy=POLICY)
+        if row.next_attempt_at is not None:
+            waits.append(row.next_attempt_at - now)
+    assert waits[:9] == [timedelta(minutes=15)] * 9
+    assert waits[9:12] == [timedelta(hours=1), timedelta(hours=4), timedelta(hours=16)]
+    assert (row.failures, row.attempts) == (POLICY.give_up_failures, 0)
 
 
 @given(policies, st.integers(0, 100_000))

@@ -370,8 +370,8 @@ def test_an_incident_of_the_only_provider_is_told_once_and_its_sessions_wait_unt
         assert 40 <= len(empty) <= 56
         assert all(report.verdicts[Verdict.MISSING] == 390 for report in empty)
         rows = Counter(ledger(world, instrument) for instrument in instruments)
-        # Neither attempt nor failure: only a wait, so that the sensor does not come at once.
-        assert rows == {(0, 0, SATURDAY + timedelta(minutes=15)): len(empty), (0, 0, None): 66 - len(empty)}
+        # No attempt, and the first wait, so that the sensor does not come at once; counted, so that it does not come for ever.
+        assert rows == {(0, 1, SATURDAY + timedelta(minutes=15)): len(empty), (0, 0, None): 66 - len(empty)}
         worlds.simulator.set_now(SATURDAY + timedelta(minutes=20))
         ask(world, instruments)
         assert told(world) == [("yahoo", "barren", False)]

@@ -183,7 +183,7 @@ def test_failures_at_once_are_all_counted(ledger: Ledger) -> None:
     assert [r.failures for r in ledger.rows([1, 2, 3], Interval.M1, MONDAY, MONDAY)] == [8, 8, 8]
 
 
-def test_an_answer_that_is_not_believed_is_neither_attempt_nor_failure_and_waits(ledger: Ledger) -> None:
+def test_an_answer_that_is_not_believed_is_no_attempt_and_waits(ledger: Ledger) -> None:
     ledger.open_sessions([row(1, MONDAY), row(1, TUESDAY), row(1, WEDNESDAY, "111111", due=None)])
     pushed_back = ledger.record_failures(
         [(1, MONDAY)],
@@ -196,7 +196,7 @@ def test_an_answer_that_is_not_believed_is_neither_attempt_nor_failure_and_waits
     assert pushed_back == 2
     monday, tuesday, wednesday = ledger.rows([1], Interval.M1, MONDAY, WEDNESDAY)
     assert (monday.attempts, monday.failures, monday.next_attempt_at) == (0, 1, NOW + POLICY.wait(1))
-    assert (tuesday.attempts, tuesday.failures, tuesday.next_attempt_at) == (0, 0, NOW + POLICY.wait(1))
+    assert (tuesday.attempts, tuesday.failures, tuesday.next_attempt_at) == (0, 1, NOW + POLICY.wait(1))
     assert wednesday.next_attempt_at is None
 
 
