@@ -70,6 +70,7 @@ def sweep_schedule(settings: Settings) -> dg.ScheduleDefinition:
                 numbers_by_tier(settings.bars_every_seconds),
                 now=workbench.now() if workbench.is_virtual() else tick,
                 tick=tick,
+                failing=workbench.failing,
             )
             if not jobs:
                 return dg.SkipReason("no market is open for a tier whose turn it is")

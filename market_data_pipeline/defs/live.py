@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from market_data_pipeline.defs.candles import OWNER
+from market_data_pipeline.domain.runs import LIVE_QUOTES
 
 GROUP = "live"
 
@@ -13,7 +14,7 @@ def live_assets() -> list[dg.AssetSpec]:
     """Quotes of the tiers that have a cadence. Outside of Dagster's control: it shows when they came and how many."""
     return [
         dg.AssetSpec(
-            dg.AssetKey(["quotes", "l1"]),
+            dg.AssetKey(LIVE_QUOTES.split("/")),
             group_name=GROUP,
             owners=[OWNER],
             description=(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
-from market_data_pipeline.domain.candles import FETCHED_INTERVALS
+from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.capabilities import Lane
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import date
 
-    from market_data_pipeline.domain.candles import Interval
     from market_data_pipeline.domain.coverage import LedgerRow
     from market_data_pipeline.domain.queue import Lease
     from market_data_pipeline.domain.sessions import TradingCalendar
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
     from market_data_pipeline.storage.opinions import Opinion
 
 SECONDS_BETWEEN_BEATS = 15.0
+# Once may be an accident. Whom nobody knows is asked for so often in a session, and after it by the gap sensor, further and further
+# apart: not 390 times a day.
+FAILURES_BEFORE_A_REST = 3
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,10 @@ class Workbench(Protocol):
 
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         """What the ledger holds of these sessions, both included."""
+        ...
+
+    def failing(self, symbol_ids: Sequence[int], first: date, last: date) -> frozenset[int]:
+        """Those whose minutes of these sessions were asked for in vain some times in a row, and wait for their next attempt."""
         ...
 
     def reached_since(self, interval: Interval, calendar: str) -> float | None:
@@ -190,6 +196,10 @@ class RealWorkbench:
         return self.pipeline.ledger.due_rechecks(
             self.now(), limit=limit, intervals=FETCHED_INTERVALS, reach_seconds=self.pipeline.reaches(FETCHED_INTERVALS)
         )
+
+    def failing(self, symbol_ids: Sequence[int], first: date, last: date) -> frozenset[int]:
+        """As the ledger has it."""
+        return self.pipeline.ledger.failing(symbol_ids, Interval.M1, first, last, failures=FAILURES_BEFORE_A_REST, now=self.now())
 
     def reached_since(self, interval: Interval, calendar: str) -> float | None:
         """By the longest reach of any provider."""

@@ -12,7 +12,7 @@ from market_data_pipeline.domain.jobs import BarsFetchJob
 from market_data_pipeline.domain.sessions import date_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import date
 
     from market_data_pipeline.domain.sessions import TradingCalendar
@@ -32,6 +32,7 @@ def sweep(
     *,
     now: datetime,
     tick: datetime,
+    failing: Callable[[Sequence[int], date, date], Collection[int]] = lambda *_: (),
     tick_seconds: float = 60.0,
 ) -> list[BarsFetchJob]:
     """The jobs of the tick at ``tick``, the best tiers first: all instruments of a tier whose turn it is and whose market is open.
@@ -40,6 +41,9 @@ def sweep(
     which sessions run: it is another clock's than ``tick`` where the pipeline's is virtual. A job is about a whole session, of
     which no more is asked for than is due when it is carried out: so the job of the next turn says the same, and is a duplicate
     while this one waits. Asking twice for one tick gives equal jobs with equal ids.
+
+    ``failing`` says which symbols were asked for in vain in the sessions between two dates: they are left out, unless they are half
+    of all. Then it is not them, and the others' next minutes must not wait for theirs.
     """
     stamp = int(tick.timestamp())
     turns = {tier for tier, every in every_seconds.items() if every > 0 and stamp % every < tick_seconds}
@@ -54,10 +58,15 @@ def sweep(
         hours = running[name]
         if hours is not None and instrument.listed_on(hours[0]):
             members[instrument.tier, name].append(instrument)
+    everybody = [i.symbol_id for found in members.values() for i in found]
+    days = [hours[0] for hours in running.values() if hours is not None]
+    resting = frozenset(failing(everybody, min(days), max(days))) if everybody else frozenset()
+    if 2 * len(resting) >= len(everybody):
+        resting = frozenset()
     jobs = []
     for (tier, name), found in sorted(members.items(), key=lambda item: item[0]):
         session, opens_at, closes_at = running[name] or (now.date(), 0, 0)
-        in_order = sorted(found, key=lambda i: i.symbol_id)
+        in_order = sorted((i for i in found if i.symbol_id not in resting), key=lambda i: i.symbol_id)
         for number, at in enumerate(range(0, len(in_order), SYMBOLS_A_JOB)):
             jobs.append(
                 BarsFetchJob(

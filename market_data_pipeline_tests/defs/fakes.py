@@ -140,6 +140,7 @@ class FakeWorkbench:
     jobs_kept: list[timedelta] = field(default_factory=list)
     findings: Sequence[ListingChange] = ()
     since: float | None = None
+    in_vain: frozenset[int] = frozenset()
     rows: Sequence[LedgerRow] = ()
     beats: list[Heartbeat] = field(default_factory=list)
     asked: list[tuple[Stretch, Interval]] = field(default_factory=list)
@@ -189,6 +190,10 @@ class FakeWorkbench:
 
     def due_rechecks(self, *, limit: int) -> Sequence[DueRecheck]:
         return self.rechecks[:limit]
+
+    def failing(self, symbol_ids: Sequence[int], first: date, last: date) -> frozenset[int]:
+        del first, last
+        return frozenset(symbol_ids) & self.in_vain
 
     def reached_since(self, interval: Interval, calendar: str) -> float | None:
         del interval, calendar

@@ -19,6 +19,7 @@ from market_data_pipeline.domain.jobs import BackfillJob, as_new_job
 from market_data_pipeline.domain.partitions import default_plan
 from market_data_pipeline.domain.queue import JobState
 from market_data_pipeline.domain.universe import Tier
+from market_data_pipeline.ingest.sweep import sweep
 from market_data_pipeline_tests.defs.instances import BATCHED, sqlite_instance
 from market_data_pipeline_tests.world import FRIDAY, MONDAY, World, a_world, expected_opens, write_bars
 
@@ -139,6 +140,25 @@ def test_a_running_session_is_swept_into_the_queue_and_stored_by_a_run_without_a
     (job,) = world.pipeline.jobs.jobs(limit=9)
     # Nobody knows GHOST; the others of its job are none the worse for it.
     assert (job.state, list((job.result or {})["failed"])) == (JobState.DONE, ["GHOST"])
+
+
+def test_a_symbol_that_nobody_knows_is_not_swept_all_day(world: World) -> None:
+    ghost = world.pipeline.universe.instrument("GHOST")
+    for minute in range(0, 60, 10):
+        world.simulator.set_now(datetime(2024, 12, 6, 15, minute, tzinfo=UTC))
+        with Workbenches(world.settings).open() as workbench:
+            held = workbench.instruments(active_only=True)
+            jobs = sweep(
+                held, workbench.calendar, {Tier.T0: 60}, now=workbench.now(), tick=workbench.now(), failing=workbench.failing
+            )
+            world.pipeline.jobs.submit([as_new_job(job, source="test") for job in jobs])
+            leases = world.pipeline.jobs.lease(f"at {minute}", tier=Tier.T0, limit=9)
+            assert [ended.state for ended in workbench.work_off(leases, run_id="test")] == [JobState.DONE]
+    asked = [request for request in world.simulator.requests() if "GHOST" in str(request)]
+    assert len(asked) == 3
+    assert world.stored(ghost) == {}
+    # The others went on.
+    assert len(world.stored(world.pipeline.universe.instrument("AAPL"))) >= 75
 
 
 def test_the_jobs_that_complete_a_finished_week_materialise_it(world: World, instance: dg.DagsterInstance) -> None:

@@ -101,6 +101,17 @@ def test_who_was_not_listed_that_day_is_left_out() -> None:
     assert [job.symbols for job in swept([*instruments(Tier.T0), gone])] == [("T0N1",)]
 
 
+def test_who_is_asked_for_in_vain_rests_while_the_others_are_swept() -> None:
+    held = instruments(Tier.T0, 5)
+    (job,) = sweep(held, trading_calendar, EVERY, now=OPEN, tick=OPEN, failing=lambda *_: {2, 3})
+    assert job.symbols == ("T0N1", "T0N4", "T0N5")
+
+
+def test_in_an_outage_nobody_rests() -> None:
+    (job,) = sweep(instruments(Tier.T0, 5), trading_calendar, EVERY, now=OPEN, tick=OPEN, failing=lambda *_: {1, 2, 3})
+    assert len(job.symbols) == 5
+
+
 def test_beyond_what_the_calendar_knows_nothing_is_swept() -> None:
     assert swept(instruments(Tier.T0), datetime(2090, 3, 7, 15, 0, tzinfo=UTC)) == []
 
