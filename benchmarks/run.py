@@ -16,10 +16,12 @@ NAMES = (
     "orchestration",
     "universe",
     "live",
+    "rlc",
     "healing",
     "parse",
     "trading_calendar",
     "budgets",
+    "jobs",
 )
 
 

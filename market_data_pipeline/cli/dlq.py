@@ -169,12 +169,16 @@ def _tell(report: RequeueReport, *, as_json: bool, verb: str) -> int:
 @id_argument
 @yes_option
 @actor_option
-def delete(*, job_id: str, yes: bool, actor: str | None) -> None:
+@json_option
+def delete(*, job_id: str, yes: bool, actor: str | None, as_json: bool) -> None:
     """Forget the dead letter ID for good. Nothing but a dead letter can be deleted."""
     with opened_pipeline() as pipeline:
         _ask(f"Forget {job_id} for good?", yes=yes)
         pipeline.jobs.delete(job_id, actor=_who(actor))
-    click.echo(f"{job_id} is deleted")
+    if as_json:
+        print_json({"deleted": job_id})
+    else:
+        click.echo(f"{job_id} is deleted")
 
 
 @dlq.command(epilog="Example: mdp dlq purge --older-than 30d --dry-run")
