@@ -60,7 +60,7 @@ FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.2, 5.0
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
 OLDEST_SERVER = (6, 2)  # LMOVE came with 6.2
 URL_FORM = "redis://[[USER]:PASSWORD@]HOST[:PORT]/NUMBER, rediss://… for TLS, or unix:///PATH"
-INSTALL = "pip install 'market-data-pipeline[rlc]'"
+INSTALL = "pip install redis (the extra rlc of this package)"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
