@@ -17,9 +17,10 @@ from market_data_pipeline.cli.dagster_client import DagsterClient, DagsterRefuse
 from market_data_pipeline.cli.output import json_option
 from market_data_pipeline.cli.selection import opened_pipeline
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, InvalidInputError, UnavailableError
+from market_data_pipeline.domain.runs import LIVE_QUOTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from market_data_pipeline.ingest.collect import Line, Tallies, Tally
     from market_data_pipeline.storage.seats import Seat
@@ -48,7 +49,7 @@ def collect(*, no_quotes: bool, no_minutes: bool, standby: bool, report_every: f
     Runs until SIGTERM or Ctrl-C, which ends it after the rounds that have begun; a second one ends it at once. Everything it knows
     is in the database: it can be killed and started again. One process collects; another says who, and ends with 1.
     """
-    from market_data_pipeline.ingest.collect import Tallies, lines_of  # noqa: PLC0415 - help must not wait for SQLAlchemy
+    from market_data_pipeline.ingest.collect import Tallies, foreseeable, lines_of  # noqa: PLC0415 - help must not wait for SQLAlchemy
     from market_data_pipeline.ingest.collect import collect as collect_until  # noqa: PLC0415
     from market_data_pipeline.storage.seats import Seat  # noqa: PLC0415
 
@@ -70,6 +71,8 @@ def collect(*, no_quotes: bool, no_minutes: bool, standby: bool, report_every: f
             return DONE if stop.is_set() else TAKEN
         tallies = Tallies()
         say(f"collecting: {_described(lines)}")
+        for sentence in foreseeable(pipeline, lines):
+            say(sentence)
         collect_until(
             lines,
             tallies,
@@ -79,9 +82,9 @@ def collect(*, no_quotes: bool, no_minutes: bool, standby: bool, report_every: f
             say=say,
             beat=Beat(
                 [
-                    Every(SEAT_SECONDS, SeatWatch(seat, say)),
-                    Every(SUMMARY_SECONDS, lambda: _summarise(tallies, say)),
-                    *([Every(report_every, DagsterReports(dagster, tallies, say))] if report_every else []),
+                    (SEAT_SECONDS, SeatWatch(seat, say)),
+                    (SUMMARY_SECONDS, lambda: _summarise(tallies, say)),
+                    *([(report_every, DagsterReports(dagster, tallies, say))] if report_every else []),
                 ],
                 time.monotonic,
             ),
@@ -124,29 +127,20 @@ def _seated(seat: Seat, stop: threading.Event, say: Callable[[str], None], *, st
     return False
 
 
-class Every:
-    """A duty that is due every so many seconds, the first time after that long."""
-
-    def __init__(self, seconds: float, duty: Callable[[], None]) -> None:
-        self.seconds, self.duty = seconds, duty
-        self.due_at: float | None = None
-
-
 class Beat:
-    """Does what is due, when called often enough."""
+    """Duties, each due every so many seconds and the first time after that long; they are done when this is called."""
 
-    def __init__(self, duties: list[Every], monotonic: Callable[[], float]) -> None:
+    def __init__(self, duties: Sequence[tuple[float, Callable[[], None]]], monotonic: Callable[[], float]) -> None:
         self._duties, self._monotonic = duties, monotonic
-        for duty in duties:
-            duty.due_at = monotonic() + duty.seconds
+        self._due_at = [monotonic() + seconds for seconds, _ in duties]
 
     def __call__(self) -> None:
         """Everything that is due now, once."""
-        for every in self._duties:
+        for place, (seconds, duty) in enumerate(self._duties):
             now = self._monotonic()
-            if every.due_at is None or every.due_at <= now:
-                every.due_at = now + every.seconds
-                every.duty()
+            if self._due_at[place] <= now:
+                self._due_at[place] = now + seconds
+                duty()
 
 
 class SeatWatch:
@@ -182,7 +176,9 @@ class DagsterReports:
             if not tally.symbols:
                 continue
             try:
-                self._dagster.report_asset_event(asset.split("/"), f"mdp collect: {tally}", is_new_data=bool(tally.new))
+                # A materialisation of candles/1m would name no partition; that is the after-close schedule's to report.
+                is_new_data = asset == LIVE_QUOTES and tally.new > 0
+                self._dagster.report_asset_event(asset.split("/"), f"mdp collect: {tally}", is_new_data=is_new_data)
             except (WebserverUnreachableError, DagsterRefusedError) as down:
                 if not self._is_down:
                     self._say(f"Dagster is not told: {down}; collecting goes on")

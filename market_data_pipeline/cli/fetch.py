@@ -118,6 +118,7 @@ def _quote_row(stored: StoredQuote) -> dict[str, Any]:
         "feed": stored.feed.label,
         "provider": stored.provider,
         "known_from": _instant(stored.known_from),
+        "confirmed_at": _instant(stored.confirmed_at),
         "flags": stored.flags.words,
         "fetch_id": stored.fetch_id,
     }

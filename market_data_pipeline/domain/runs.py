@@ -21,6 +21,9 @@ PROVIDER = "mdp/provider"
 # The job that reports the ledger to Dagster; every code location of ours has it.
 RECONCILE = "reconcile"
 
+# The assets that `mdp collect` tells Dagster of without a run.
+LIVE_QUOTES, LIVE_MINUTES = "quotes/l1", "candles/1m"
+
 
 def lane_of(cause: str | None) -> Lane:
     """Whose part of the budgets a run with this ``CAUSE`` spends: sweeps and closes bring the newest data, all else is history."""

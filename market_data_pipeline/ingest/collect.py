@@ -6,16 +6,19 @@ crash could lose. Nothing of Dagster: who wants to tell it takes the tallies.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from market_data_pipeline.domain.budget import limits_of
 from market_data_pipeline.domain.candles import Interval
-from market_data_pipeline.domain.capabilities import Lane
+from market_data_pipeline.domain.capabilities import QUOTES_L1, Lane, bars
 from market_data_pipeline.domain.errors import MarketDataError
 from market_data_pipeline.domain.pacing import Pace
+from market_data_pipeline.domain.runs import LIVE_MINUTES, LIVE_QUOTES
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.candles import ingest_candles
@@ -32,12 +35,12 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
 
-# The assets that the two kinds of work are about.
-QUOTES, MINUTES = "quotes/l1", "candles/1m"
 # Minutes are asked for so long after they have settled: at the second itself, the first of a thousand symbols may still be early.
 _AFTER_SETTLING_SECONDS = 2.0
 # A tier that was changed, or a symbol that was added, is followed after so long.
 _UNIVERSE_SECONDS = 60.0
+# A trading day of New York: a limit a day is spent in it.
+_TRADING_SECONDS = 23_400.0
 # What goes wrong round after round is said at first and then every so many rounds; it is over after so many good ones.
 _SAY_AGAIN_AFTER, _OVER_AFTER = 100, 10
 
@@ -121,17 +124,17 @@ class Followed:
 class QuotesWork:
     """Quotes of one tier, of the markets that are open."""
 
-    asset = QUOTES
+    asset, capability = LIVE_QUOTES, QUOTES_L1
 
     def __init__(self, pipeline: Pipeline, followed: Followed, tier: Tier, *, every: float) -> None:
-        self._pipeline, self._followed, self._tier = pipeline, followed, tier
+        self._pipeline, self._followed, self.tier = pipeline, followed, tier
         self._every = timedelta(seconds=every)
         self._has_begun = False
 
     def __call__(self) -> Tally | None:
         """One round; None where no market is open. Whom an earlier process has just asked for is left out of the first."""
         now = self._pipeline.clock.now()
-        open_now = _open_markets(self._pipeline, self._followed.of(self._tier), now)
+        open_now = _open_markets(self._pipeline, self._followed.of(self.tier), now)
         if not open_now:
             return None
         if not self._has_begun:
@@ -155,10 +158,10 @@ class QuotesWork:
 class MinutesWork:
     """The current minutes of one tier: what of the running sessions has settled and is not stored."""
 
-    asset = MINUTES
+    asset, capability = LIVE_MINUTES, bars(Interval.M1)
 
     def __init__(self, pipeline: Pipeline, followed: Followed, tier: Tier, *, every: float) -> None:
-        self._pipeline, self._followed, self._tier, self._every = pipeline, followed, tier, every
+        self._pipeline, self._followed, self.tier, self._every = pipeline, followed, tier, every
 
     @property
     def phase(self) -> float:
@@ -169,7 +172,7 @@ class MinutesWork:
         """One round; None where no session is running. The last minutes of a session come after its close."""
         now = self._pipeline.clock.now()
         linger = timedelta(seconds=self.phase + 2 * max(self._every, 60.0))
-        instruments = self._followed.of(self._tier)
+        instruments = self._followed.of(self.tier)
         sessions = {
             name: running_sessions(self._pipeline.calendars(name), now, linger=linger) for name in {i.calendar for i in instruments}
         }
@@ -314,6 +317,40 @@ def lines_of(pipeline: Pipeline, *, monotonic: Callable[[], float], quotes: bool
         # A virtual clock may stand still or run: there is no telling when its next minute is.
         lines.append(Line(f"minutes {Tier.T0}", work, every, None if pipeline.clock.is_virtual else work.phase))
     return lines
+
+
+def foreseeable(pipeline: Pipeline, lines: Sequence[Line]) -> list[str]:
+    """What of ``lines`` cannot go well, a sentence each: tiers without symbols, and limits that are too low for the cadences.
+
+    By the provider that stands first now, with all markets open at once.
+    """
+    sentences: list[str] = []
+    counts = Counter(instrument.tier for instrument in pipeline.universe.instruments())
+    demands: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    for line in lines:
+        work = line.work
+        if not isinstance(work, QuotesWork | MinutesWork):
+            continue
+        if not counts[work.tier]:
+            sentences.append(
+                f"{line.name}: no active symbol has that tier, so nothing is asked until one has (`mdp universe tiers`)"
+            )
+        configured, _ = pipeline.router.configured(work.capability)
+        for provider, capability in configured[:1]:
+            requests = math.ceil(counts[work.tier] / capability.symbols_per_request)
+            demands[provider.name].append((requests / line.every, line.name))
+    limits = limits_of(pipeline.providers.values(), pipeline.settings.limits)
+    for name, demand in demands.items():
+        a_second = sum(rate for rate, _ in demand)
+        for limit in limits.get(name, ()):
+            wanted = a_second * min(limit.seconds, _TRADING_SECONDS)
+            if wanted > limit.requests:
+                of = ", ".join(line for _, line in demand)
+                sentences.append(
+                    f"{of}: {wanted:,.1f} requests in {limit.seconds:,g} s would go to {name}, which allows {limit}: some rounds"
+                    " will bring nothing or ask others; fewer symbols, longer cadences or another provider first would keep pace"
+                )
+    return sentences
 
 
 def collect(

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from market_data_pipeline.cli.collect import SeatWatch
+from market_data_pipeline.domain.errors import UnavailableError
+from market_data_pipeline.storage.database import open_engine
+from market_data_pipeline.storage.seats import Seat
 from market_data_pipeline_tests.cli.collecting import asked, collecting, follower, has_asked, rows, running_market, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy import Engine
 
     from market_data_pipeline.simulator.client import RunningSimulator
     from market_data_pipeline_tests.cli.conftest import Mdp
@@ -89,12 +95,35 @@ def test_a_round_that_has_begun_is_stored_before_the_process_ends(at: Mdp, simul
     assert asked(simulator)["quotes_l1", "AAPL,MSFT"] == 1
 
 
-def test_a_lost_connection_is_said_and_collecting_goes_on(at: Mdp, simulator: RunningSimulator) -> None:
-    with collecting(at, "--no-minutes") as collector:
-        until(collector.saying("collecting: "), collector)
-        mine = "pg_stat_activity where application_name like 'mdp collect%%' and datname = current_database()"
-        rows(at, f"select pg_terminate_backend(pid) from {mine}")  # noqa: S608 - a constant
+def test_lost_connections_are_survived_and_the_seat_is_taken_again(at: Mdp, simulator: RunningSimulator) -> None:
+    others = "pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    with collecting(at) as collector:
+        for _ in range(8):
+            simulator.forget_requests()
+            until(has_asked(simulator, "quotes_l1", "AAPL,MSFT", 1), collector)
+            rows(at, f"select pg_terminate_backend(pid) from {others}")  # noqa: S608 - a constant
         until(collector.saying("collecting again"), collector)
         simulator.forget_requests()
         until(has_asked(simulator, "quotes_l1", "AAPL,MSFT", 2), collector)
         assert collector.end() == 0
+    assert rows(at, "select count(*) as quotes from quotes_confirmed") == [{"quotes": 3}]
+
+
+def test_whoever_lost_the_seat_to_another_ends_with_who_that_is(engine: Engine, database_url: str) -> None:
+    other_engine, said = open_engine(database_url), list[str]()
+    try:
+        with Seat(engine, "the first") as first, Seat(other_engine, "the second") as second:
+            assert first.take() is None
+            watch = SeatWatch(first, said.append)
+            watch()
+            with other_engine.begin() as connection:
+                mine = "pg_stat_activity where application_name = 'the first' and datname = current_database()"
+                connection.exec_driver_sql(f"select pg_terminate_backend(pid) from {mine}")  # noqa: S608 - a constant
+            assert second.take() is None
+            with pytest.raises(UnavailableError, match="another process collects now: the second, since"):
+                watch()
+            second.leave()
+            watch()
+    finally:
+        other_engine.dispose()
+    assert said == ["the connection to the database was lost; collecting again"]

@@ -9,7 +9,7 @@ import pytest
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.universe import Tier
-from market_data_pipeline.ingest.collect import Followed, MinutesWork, QuotesWork, lines_of
+from market_data_pipeline.ingest.collect import Followed, MinutesWork, QuotesWork, foreseeable, lines_of
 from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
 from market_data_pipeline_tests.world import FRIDAY, UNLIMITED, Worlds, expected_opens, write_bars
 
@@ -154,3 +154,24 @@ def test_the_settings_say_which_lines_there_are(worlds: Worlds) -> None:
         lines = lines_of(world.pipeline, monotonic=lambda: 0.0)
         assert [(line.name, line.every) for line in lines] == [("quotes T0", 5.0), ("quotes T2", 60.0), ("minutes T0", 30.0)]
         assert lines_of(world.pipeline, monotonic=lambda: 0.0, quotes=False, minutes=False) == []
+
+
+def test_cadences_that_a_providers_limits_do_not_allow_are_foreseen(worlds: Worlds) -> None:
+    with worlds.of("yahoo", limits="yahoo=2/s,2000/h", quotes_every_seconds="T0=0.5,T1=15", bars_every_seconds="T0=60") as world:
+        world.load(*SYMBOLS)
+        said = foreseeable(world.pipeline, lines_of(world.pipeline, monotonic=lambda: 0.0))
+    # Quotes are asked for fifty at a time, 3 requests twice a second; minutes one by one, 120 a minute.
+    assert said == [
+        "quotes T1: no active symbol has that tier, so nothing is asked until one has (`mdp universe tiers`)",
+        *(
+            f"quotes T0, quotes T1, minutes T0: {wanted} would go to yahoo, which allows {limit}: some rounds will bring nothing or"
+            " ask others; fewer symbols, longer cadences or another provider first would keep pace"
+            for wanted, limit in (("8.0 requests in 1 s", "2/s"), ("28,800.0 requests in 3,600 s", "2000/h"))
+        ),
+    ]
+
+
+def test_where_nobody_limits_anybody_nothing_is_foreseen(worlds: Worlds) -> None:
+    with worlds.of("yahoo", quotes_every_seconds="T0=0.5") as world:
+        world.load(*SYMBOLS)
+        assert foreseeable(world.pipeline, lines_of(world.pipeline, monotonic=lambda: 0.0)) == []
