@@ -15,7 +15,7 @@ from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.finality import Finality
-from market_data_pipeline.domain.partitions import Cell, PartitionPlan, bucket_of, plan_partitions
+from market_data_pipeline.domain.partitions import Cell, PartitionPlan, bucket_of, default_plan, plan_partitions
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.ingest.report import LedgerHistory, Stretch, StretchReport
 from market_data_pipeline.settings import Settings
@@ -175,6 +175,23 @@ def test_only_the_sessions_named_are_asked_again(instance: dg.DagsterInstance) -
 def test_a_range_that_is_no_dates_is_refused_in_words() -> None:
     with pytest.raises(InvalidInputError, match="expected dates such as 2026-11-16"):
         CandlesConfig(refetch_from="yesterday").again()
+
+
+def test_a_backfill_launched_on_the_assets_page_goes_the_same_way(instance: dg.DagsterInstance) -> None:
+    workbench = FakeWorkbench(universe(*SYMBOLS), outcome=failing("IBM"))
+    definitions = build_definitions(Settings(), default_plan(), workbenches=workbench)
+    # What the daemon makes of a backfill of two assets: one run of the implicit job over the box, and nothing of ours in its tags.
+    tags = {"dagster/asset_partition_range_start": "2024-03-01|AAPL", "dagster/asset_partition_range_end": "2024-03-01|MSFT"}
+    result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[key(Interval.M1), key(Interval.M5)],
+        tags={**tags, "dagster/backfill": "abcdefgh"},
+        raise_on_error=False,
+    )
+    assert failure_of(result) == "1 of 3 partitions failed. 2024-03-01|IBM: fake: no answer"
+    for interval in (Interval.M1, Interval.M5):
+        assert instance.get_materialized_partitions(key(interval)) == {"2024-03-01|AAPL", "2024-03-01|MSFT"}
+    assert (workbench.lanes[0], len(workbench.beats)) == ((Lane.BACKFILL, None), 1)
 
 
 @pytest.mark.parametrize("refetch", [True, False])

@@ -128,6 +128,15 @@ def test_what_an_operators_backfill_works_on_is_left_to_it(instance: dg.DagsterI
     assert ask(FakeWorkbench(gaps=[due_gap("IBM", DAY)], at=NOW), instance) == []
 
 
+def test_what_a_backfill_launched_in_the_ui_works_on_is_left_to_it(instance: dg.DagsterInstance) -> None:
+    job = definitions_of(FakeWorkbench()).resolve_implicit_global_asset_job_def()
+    tags = {"dagster/asset_partition_range_start": "2024-03-04|AAPL", "dagster/asset_partition_range_end": "2024-03-08|IBM"}
+    instance.create_run_for_job(
+        job, status=dg.DagsterRunStatus.STARTING, tags=tags, asset_selection=frozenset({dg.AssetKey(["candles", "1m"])})
+    )
+    assert ask(FakeWorkbench(gaps=[due_gap("IBM", DAY)], at=NOW), instance) == []
+
+
 def test_a_flood_at_the_head_never_starves_the_tail(instance: dg.DagsterInstance) -> None:
     # Nine gaps, four a tick, nothing ever heals: each served gap goes to the back, as the ledger does it.
     gaps = [due_gap("AAPL", date(2024, 1, 2) + timedelta(weeks=n)) for n in range(9)]
