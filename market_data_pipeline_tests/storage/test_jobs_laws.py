@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +21,8 @@ from market_data_pipeline.storage.jobs import JobQueue
 from market_data_pipeline_tests.storage.test_jobs import FAST, backfill, pass_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.engine import Engine
 
     from market_data_pipeline.domain.queue import Lease
@@ -201,6 +206,58 @@ def test_no_job_is_lost_or_doubled_whatever_happens(engine: Engine) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
     )
+
+
+def test_many_who_do_everything_at_once_neither_wait_for_ever_nor_break_a_law(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create table effects (job_id text not null)")
+    caps = {Tier.T0: 40, Tier.T1: 25, Tier.T2: 0}
+    queue = JobQueue(engine, replace(POLICY, caps=caps, most_attempts=4))
+    kept = (JobState.DONE, JobState.DEAD, JobState.QUEUED, JobState.LEASED)
+
+    def effect(cursor: Any, leases: Sequence[Lease]) -> None:  # noqa: ANN401 - a driver's cursor
+        cursor.execute("insert into effects select unnest(%s::text[])", ([lease.job_id for lease in leases],))
+
+    def one_of_them(number: int) -> int:
+        rng = random.Random(number)
+        completed = 0
+        for turn in range(60):
+            # In another order each time, of both tiers, and the same work under several ids.
+            picked = rng.sample(range(60), 20)
+            queue.submit([replace(backfill(n, Tier.T0 if n % 2 else Tier.T1), job_id=f"j-{n}-{rng.randrange(9)}") for n in picked])
+            leases = queue.lease(f"w-{number}-{turn}", tier=rng.choice([Tier.T0, Tier.T1]), limit=12)
+            queue.heartbeat(leases)
+            for_now = rng.choice(["complete", "complete", "fail", "release", "lapse", "complete one"])
+            if for_now == "complete":
+                completed += len(queue.complete_all(leases, effect=effect))
+            elif for_now == "complete one":
+                completed += sum(len(queue.complete_all([lease], effect=effect)) for lease in leases)
+            elif for_now == "fail":
+                for lease in leases:
+                    queue.fail(lease, "broken", is_final=rng.random() < 0.5)
+            elif for_now == "release":
+                queue.release(leases)
+            else:
+                with engine.begin() as connection:
+                    ids = [lease.job_id for lease in leases]
+                    lapse = "update jobs set leased_until = clock_timestamp() where job_id = any(%s) and state = 'leased'"
+                    connection.exec_driver_sql(lapse, (ids,))
+            queue.requeue_all(tier=None, limit=5, actor="test")
+            if turn % 10 == 0:
+                queue.purge(older_than=timedelta(days=1), actor="test")
+                assert queue.recount() == ()
+        return completed
+
+    with ThreadPoolExecutor(4) as pool:
+        completed = sum(pool.map(one_of_them, range(4)))
+    states = {state: {job.job_id for job in queue.jobs(state=state, limit=10_000)} for state in kept}
+    assert queue.recount() == ()
+    assert completed == len(states[JobState.DONE])
+    with engine.connect() as connection:
+        effects = list(connection.exec_driver_sql("select job_id from effects").scalars())
+    assert sorted(effects) == sorted(states[JobState.DONE])
+    open_ = [job.dedupe_key for job in queue.jobs(limit=10_000) if job.state in {JobState.QUEUED, JobState.LEASED}]
+    assert len(open_) == len(set(open_))
 
 
 @given(
