@@ -119,13 +119,13 @@ ALONE = Surroundings()
 class Neighbourhood:
     """Symbols of one calendar in one session, a row each; the one in question among them at ``mine`` (None: it is not).
 
-    ``present`` and ``halted``: symbols x slots. ``full``: how many more there are that have every bar. ``around_missing`` and
-    ``around_expected``: bars that each row lacks, and should have, in the sessions around this one; ``around_full``: how many of
-    the ``full`` have as good as every bar there too. None where nobody looked.
+    ``present`` and ``lacks``: symbols x slots; where trading was halted, neither. ``full``: how many more there are that have every
+    bar. ``around_missing``, ``around_expected``: bars that each row lacks, and should have, in the sessions around this one; None
+    where nobody looked.
     """
 
     present: npt.NDArray[np.bool_]
-    halted: npt.NDArray[np.bool_]
+    lacks: npt.NDArray[np.bool_]
     full: int = 0
     mine: int | None = None
     around_missing: Int64s | None = None
@@ -146,19 +146,18 @@ def company_of(questioned: Bools, near: Neighbourhood, *, interval_seconds: int)
     elsewhere = ~questioned
     is_seen_here = int(elsewhere.sum()) >= LEAST_ELSEWHERE
     if is_seen_here:
-        seen = np.count_nonzero((near.present | near.halted)[:, elsewhere], axis=1)
+        missing = np.count_nonzero(near.lacks & elsewhere, axis=1)
         expected = np.full(len(near.present), int(elsewhere.sum()))
-        missing = expected - seen
     elif near.around_missing is not None and near.around_expected is not None:
         missing, expected = near.around_missing, near.around_expected
     else:
         return Company(nowhere, nowhere, is_liquid=False, others=0)
     liquid = (expected >= (LEAST_ELSEWHERE if is_seen_here else LEAST_AROUND)) & (missing <= (1 - LIQUID) * expected)
     if near.mine is not None and is_seen_here:
-        own = (near.present | near.halted)[near.mine][~_long(questioned, interval_seconds)]
-        liquid[near.mine] = len(own) >= LEAST_ELSEWHERE and own.mean() >= LIQUID
+        lacks = near.lacks[near.mine][~_long(questioned, interval_seconds)]
+        liquid[near.mine] = len(lacks) >= LEAST_ELSEWHERE and lacks.mean() <= 1 - LIQUID
     is_liquid = near.mine is not None and bool(liquid[near.mine])
-    lacking = np.count_nonzero(~near.present[liquid] & ~near.halted[liquid], axis=0)
+    lacking = np.count_nonzero(near.lacks[liquid], axis=0)
     mean = (float(missing[liquid].sum()) + 1.0) / (int(expected[liquid].max(initial=0)) or slots)
     doubtful: Bools = questioned & (lacking >= _LEAST_OTHERS) & (tails(mean, lacking) * slots <= DOUBT_BY_CHANCE)
     if near.mine is not None:

@@ -281,12 +281,11 @@ class Witnesses:
             if is_full:
                 near[session].full += 1
             else:
-                here = mask_of(present)
-                near[session].add(symbol_id, here, np.zeros(len(here), bool) if halted is None else mask_of(halted))
+                near[session].add(symbol_id, mask_of(present), None if halted is None else mask_of(halted))
         for (symbol_id, session), row in changed.items():
             is_asked = row.attempts > 0 or row.present.all()
             if session in near and is_asked and self._who[symbol_id][0] == calendar:
-                near[session].add(symbol_id, row.present, np.zeros(row.expected, bool) if row.halted is None else row.halted)
+                near[session].add(symbol_id, row.present, row.halted)
         if whole:
             self.cursor.execute(_AROUND_THEM, parameters)
             for session, symbol_id, missing, expected in self.cursor:
@@ -301,28 +300,34 @@ class _Near:
     full: int = 0
     symbol_ids: list[int] = field(default_factory=list)
     present: list[Bools] = field(default_factory=list)
-    halted: list[Bools] = field(default_factory=list)
+    lacks: list[Bools] = field(default_factory=list)
     around: dict[int, tuple[int, int]] = field(default_factory=dict)
+    by_length: dict[int, tuple[Neighbourhood, dict[int, int]]] = field(default_factory=dict)
 
-    def add(self, symbol_id: int, present: Bools, halted: Bools) -> None:
+    def add(self, symbol_id: int, present: Bools, halted: Bools | None) -> None:
         self.symbol_ids.append(symbol_id)
         self.present.append(present)
-        self.halted.append(halted)
+        self.lacks.append(~present if halted is None else ~present & ~halted)
 
     def of(self, row: LedgerRow) -> Neighbourhood:
         """As the symbol of ``row`` sees it. Rows of another grid (the calendar changed) are no company."""
-        fitting = [place for place, present in enumerate(self.present) if len(present) == row.expected]
+        if row.expected not in self.by_length:
+            self.by_length[row.expected] = self._of_length(row.expected)
+        everybody, places = self.by_length[row.expected]
+        return replace(everybody, mine=places.get(row.symbol_id))
+
+    def _of_length(self, slots: int) -> tuple[Neighbourhood, dict[int, int]]:
+        fitting = [place for place, present in enumerate(self.present) if len(present) == slots]
         symbol_ids = [self.symbol_ids[place] for place in fitting]
         around = np.array([self.around.get(symbol_id, (0, 0)) for symbol_id in symbol_ids], np.int64).reshape(-1, 2)
-        shape = (len(fitting), row.expected)
-        return Neighbourhood(
-            present=np.array([self.present[place] for place in fitting], bool).reshape(shape),
-            halted=np.array([self.halted[place] for place in fitting], bool).reshape(shape),
+        everybody = Neighbourhood(
+            present=np.array([self.present[place] for place in fitting], bool).reshape(-1, slots),
+            lacks=np.array([self.lacks[place] for place in fitting], bool).reshape(-1, slots),
             full=self.full,
-            mine=symbol_ids.index(row.symbol_id) if row.symbol_id in symbol_ids else None,
             around_missing=around[:, 0] if self.around else None,
             around_expected=around[:, 1] if self.around else None,
         )
+        return everybody, {symbol_id: place for place, symbol_id in enumerate(symbol_ids)}
 
 
 def _suspended(question: Question, halts: Sequence[tuple[Any, ...]]) -> tuple[Bools | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -171,7 +172,7 @@ def near(*lacking: set[int], full: int = 0) -> Neighbourhood:
     present = np.ones((len(lacking), MINUTES), bool)
     for row, minutes in enumerate(lacking):
         present[row, list(minutes)] = False
-    return Neighbourhood(present, np.zeros_like(present), full=full, mine=0)
+    return Neighbourhood(present, ~present, full=full, mine=0)
 
 
 def questioned(neighbourhood: Neighbourhood) -> Bools:
@@ -214,13 +215,13 @@ def test_a_whole_session_is_weighed_against_the_days_around() -> None:
     present = np.ones((6, MINUTES), bool)
     present[0] = False
     around = np.array([0, 0, 5, 0, 0, 0]), np.full(6, 20 * MINUTES)
-    crowd = Neighbourhood(present, np.zeros_like(present), mine=0, around_missing=around[0], around_expected=around[1])
+    crowd = Neighbourhood(present, ~present, mine=0, around_missing=around[0], around_expected=around[1])
     company = company_of(~present[0], crowd, interval_seconds=60)
     assert company.is_liquid
     assert company.traded.all()
     assert not company.doubtful.any()
     present[1:5] = False
-    company = company_of(~present[0], crowd, interval_seconds=60)
+    company = company_of(~present[0], replace(crowd, lacks=~present), interval_seconds=60)
     assert company.doubtful.all()
 
 
