@@ -83,7 +83,7 @@ def test_the_jobs_of_a_killed_run_take_effect_exactly_once(running: Running) -> 
         def done() -> set[str]:
             return {record.job_id for record in queue.jobs(state=JobState.DONE, limit=99)}
 
-        wait_until(lambda: bars() > 0, "a run stored something")
+        wait_until(lambda: bool(done()), "a run ended some job")
         doomed = [psutil.Process(pid) for (pid,) in running.rows("select pid from run_heartbeats") if isinstance(pid, int)]
         assert doomed
         kill(doomed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.storage.jobs import JobQueue
 
-# What is fetched is derived from in lots of this many stretches: a job's end waits for its lot, and a lot costs three statements.
-STRETCHES_DERIVED_TOGETHER = 200
+# What is fetched is derived from in lots, each of which costs some statements. A job's end waits for its lot, but not for long:
+# what has ended is not done again after a crash.
+STRETCHES_DERIVED_TOGETHER, LONGEST_LOT_SECONDS = 200, 2.0
 # A heartbeat is lost with one bad moment of the database; a lease is lost with four.
 BEATS_A_LEASE = 4
 # A result is for people: what is longer is in the ledger.
@@ -252,11 +254,12 @@ def _bars(tasks: Sequence[_Task], pipeline: Pipeline, run_id: str | None) -> Ite
     pass_ = ingest_candles(stretches, fetched, pipeline=pipeline, lane=lane, hint=job.provider_hint, run_id=run_id)
     told: dict[_Key, list[tuple[Interval, StretchReport]]] = {}
     lot: list[StretchReport] = []
+    begun = time.monotonic()
     for report in pass_:
         lot.append(report)
-        if len(lot) >= STRETCHES_DERIVED_TOGETHER:
+        if len(lot) >= STRETCHES_DERIVED_TOGETHER or time.monotonic() - begun > LONGEST_LOT_SECONDS:
             yield from _settle(lot, fetched, waiting, told, pipeline, run_id)
-            lot = []
+            lot, begun = [], time.monotonic()
     yield from _settle(lot, fetched, waiting, told, pipeline, run_id)
 
 
