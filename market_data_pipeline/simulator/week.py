@@ -57,6 +57,9 @@ CADENCES = "T0=300,T1=900,T2=0"
 AFTER_CLOSE = timedelta(minutes=10)
 LEFT_TO_THE_SCHEDULES = timedelta(minutes=30)
 GAPS_A_TICK = 500
+IN_VAIN = 3
+# Whose closes are the instants as of which the store is read, then and at the end: one a day is enough, a read is of everything.
+READ_AFTER = "XNYS"
 # The longest that healing may go on after the week: attempts wait a day at most, and there are six.
 SETTLING = timedelta(days=24)
 SETTLES_AFTER = timedelta(days=3)
@@ -288,6 +291,9 @@ class _Week:
             numbers_by_tier(self._settings.bars_every_seconds),
             now=self._now,
             tick=self._now,
+            failing=lambda ids, first, last: self.pipeline.ledger.failing(
+                ids, Interval.M1, first, last, failures=IN_VAIN, now=self._now
+            ),
             tick_seconds=self._plan.tick.total_seconds(),
         )
         stretches = []
@@ -311,15 +317,17 @@ class _Week:
                 yield datetime.fromtimestamp(closes_at, UTC) + AFTER_CLOSE, name, date_of(day)
 
     def _close(self) -> bool:
-        """Ten minutes after a close: every interval of every symbol of that exchange."""
+        """Ten minutes after a close: every interval of every symbol of that exchange. Whether it is an instant to be read as of."""
+        is_to_be_read = False
         stretches: dict[Interval, list[Stretch]] = defaultdict(list)
         while self._to_close and self._to_close[0][0] <= self._now:
             _, name, session = self._to_close.pop(0)
             for instrument in self._by_calendar(self.instruments)[name]:
                 for interval in FETCHED_INTERVALS:
                     stretches[interval].append(Stretch(instrument, session, session))
+            is_to_be_read |= name == READ_AFTER
         self._run("close", stretches, derive=True)
-        return bool(stretches)
+        return is_to_be_read
 
     def _heal(self) -> None:
         """What the gap sensor would ask for: what is due and not the schedules' any more."""

@@ -346,7 +346,8 @@ class _Judge:
         capability = "eod" if series.interval.is_daily else f"bars_{series.interval.value}"
         start, end = self._facts.outage
         struck = self._lived.diary.struck.get((symbol, capability, at))
-        if struck == "status 503" and start <= at < end:
+        # Of the bars lost in the outage most were never asked for: its first failures open the breaker.
+        if struck in {"status 503", None} and start <= at < end:
             return OUTAGE
         return AFTERMATH if struck is None else struck
 
