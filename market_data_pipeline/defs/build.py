@@ -8,6 +8,7 @@ import dagster as dg
 
 from market_data_pipeline.defs.candles import candle_assets, candle_jobs
 from market_data_pipeline.defs.checks import agreement_checks, second_opinions_job, second_opinions_schedule
+from market_data_pipeline.defs.coverage import coverage_asset, coverage_job, coverage_schedule
 from market_data_pipeline.defs.jobs import jobs_sensor, sweep_schedule, work_jobs
 from market_data_pipeline.defs.live import live_assets
 from market_data_pipeline.defs.maintenance import listings_job, listings_schedule, prune_job, prune_schedule, reconcile_job
@@ -40,12 +41,13 @@ def build_definitions(
     sensors = [gap_sensor(plan, settings, jobs, in_force=in_force), jobs_sensor(settings), janitor_sensor()]
     if plan.dimension is SymbolDimension.SYMBOL:
         sensors.append(symbols_sensor(plan))
-    ticking = [*schedules(plan, in_force=in_force), prune_schedule(), second_opinions_schedule(), listings_schedule()]
+    nightly = [prune_schedule(), second_opinions_schedule(), listings_schedule()]
+    ticking = [*schedules(plan, in_force=in_force), *nightly, coverage_schedule()]
     if not settings.use_rlc:
         # Where a Rate-Limit Coordinator makes the jobs, ours would be asked for twice.
         ticking.append(sweep_schedule(settings))
     return dg.Definitions(
-        assets=[*candle_assets(plan), *live_assets()],
+        assets=[*candle_assets(plan), *live_assets(), coverage_asset()],
         asset_checks=agreement_checks(),
         jobs=[
             *jobs,
@@ -54,6 +56,7 @@ def build_definitions(
             prune_job(settings),
             listings_job(),
             second_opinions_job(settings),
+            coverage_job(),
         ],
         schedules=ticking,
         sensors=sensors,

@@ -29,6 +29,7 @@ FRESH_FIRST, WHEN_THERE_IS_ROOM = "10", "0"
 
 # With RECONCILE the jobs that are not of assets; every op of theirs shows a heartbeat, too.
 WORK, PRUNE, SECOND_OPINIONS, LISTINGS = "work_jobs", "prune_event_log", "second_opinions", "listings"
+COVERAGE = "coverage_report"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -58,7 +59,7 @@ def cells_in_flight(instance: dg.DagsterInstance, plan: PartitionPlan, *, now: d
 
 def is_ours(run: dg.DagsterRun) -> bool:
     """Whether ``run`` is of this code location: another may share the instance, and its runs show us no heartbeat."""
-    return run.job_name in {WORK, RECONCILE, PRUNE, SECOND_OPINIONS, LISTINGS} or any(
+    return run.job_name in {WORK, RECONCILE, PRUNE, SECOND_OPINIONS, LISTINGS, COVERAGE} or any(
         _works_on(run, fetched) for fetched in FETCHED_INTERVALS
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.ingest.report import Stretch, StretchReport
     from market_data_pipeline.ingest.second_opinion import SecondOpinions
+    from market_data_pipeline.ingest.summary import CoverageSummary
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.heartbeats import Heartbeat
     from market_data_pipeline.storage.jobs import JobQueue
@@ -118,6 +119,10 @@ class Workbench(Protocol):
 
     def opinions(self, interval: Interval, *, days: int) -> Sequence[Opinion]:
         """The newest second opinion on each session of the last ``days`` days, the newest session first."""
+        ...
+
+    def coverage_summary(self) -> CoverageSummary:
+        """What the ledger has and lacks, for a person."""
         ...
 
     def beating(self, run_id: str) -> AbstractContextManager[None]:
@@ -243,6 +248,12 @@ class RealWorkbench:
         from market_data_pipeline.ingest.second_opinion import opinions_since  # noqa: PLC0415 - see Workbenches.open
 
         return opinions_since(self.pipeline, interval, days=days)
+
+    def coverage_summary(self) -> CoverageSummary:
+        """The use-case, over the active universe."""
+        from market_data_pipeline.ingest.summary import coverage_summary  # noqa: PLC0415 - see Workbenches.open
+
+        return coverage_summary(self.pipeline)
 
     @contextmanager
     def beating(self, run_id: str) -> Iterator[None]:

@@ -19,6 +19,7 @@ from market_data_pipeline.domain.universe import Instrument, Tier
 from market_data_pipeline.ingest.jobs import EndedJob, JobOutcome
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.ingest.second_opinion import SecondOpinions
+from market_data_pipeline.ingest.summary import CoverageSummary
 from market_data_pipeline.storage.heartbeats import Heartbeat
 from market_data_pipeline.storage.ledger import DueGap, DueRecheck
 
@@ -148,6 +149,7 @@ class FakeWorkbench:
     lanes: list[tuple[Lane, str | None]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     opinions_held: list[Opinion] = field(default_factory=list)
+    summary: CoverageSummary = field(default_factory=lambda: CoverageSummary(NOW, 0, (), (), (), None))
     opinions_to_come: Sequence[Opinion] = ()
     shares_asked: list[tuple[Interval, float]] = field(default_factory=list)
 
@@ -219,6 +221,9 @@ class FakeWorkbench:
     def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
         del run_id
         return self.findings
+
+    def coverage_summary(self) -> CoverageSummary:
+        return self.summary
 
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         return [
