@@ -55,8 +55,11 @@ def lacking(*absent: int) -> list[int]:
 def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSimulator]:
     """A crowd of liquid symbols, one that hardly trades, and some that are silent here and there."""
     data = tmp_path_factory.mktemp("data")
+    days = expected_opens(Interval.D1, date(2024, 11, 4), AFTER)
     for symbol in CROWD:
         write_bars(data, symbol, Interval.M1, OPENS, close=50.0)
+        write_bars(data, symbol, Interval.D1, days, close=50.0)
+    write_bars(data, "HALT", Interval.D1, [day for day in days if datetime.fromtimestamp(day, UTC).date() != WEDNESDAY])
     tuesday = slots_of(TUESDAY)
     traded = np.random.default_rng(7).random(len(OPENS)) >= 0.4
     quiet = {at for day in QUIET_DAYS for at in slots_of(day)}
@@ -105,7 +108,7 @@ def ask(world: World, instruments: Sequence[Instrument], first: date = FIRST, la
         pass
 
 
-def heal(worlds: Worlds, world: World, *, rounds: int = 60) -> int:
+def heal(worlds: Worlds, world: World, *, rounds: int = 60, interval: Interval = Interval.M1) -> int:
     """Do what the ledger plans, whenever it plans it, until it plans nothing more or ``rounds`` are over; how many those were."""
     by_id = {instrument.symbol_id: instrument for instrument in world.pipeline.universe.instruments()}
     for done in range(rounds):
@@ -116,7 +119,7 @@ def heal(worlds: Worlds, world: World, *, rounds: int = 60) -> int:
         worlds.simulator.set_now(max(worlds.simulator.now(), planned + timedelta(seconds=1)))
         gaps = world.pipeline.ledger.due_gaps(world.pipeline.clock.now(), limit=1_000, settle_seconds=90)
         stretches = [Stretch(by_id[gap.symbol_id], gap.first, gap.last) for gap in gaps]
-        for _ in ingest_candles(stretches, Interval.M1, pipeline=world.pipeline):
+        for _ in ingest_candles(stretches, interval, pipeline=world.pipeline):
             pass
     return rounds
 
@@ -280,6 +283,19 @@ def test_a_liquid_symbol_that_is_silent_while_its_market_trades_was_halted(world
         assert {(row.session, row.rung) for row in evidence(world, halted)} == {(TUESDAY, Rung.COMPANY), (WEDNESDAY, Rung.COMPANY)}
         worlds.asked()
         assert heal(worlds, world) == 0
+
+
+def test_the_daily_bar_of_a_day_long_suspension_is_halted_too(worlds: Worlds) -> None:
+    first = date(2024, 11, 11)
+    with worlds.of("yahoo") as world:
+        instruments = world.load("HALT", *CROWD)
+        [halted] = [instrument for instrument in instruments if instrument.symbol == "HALT"]
+        world.ingest(instruments, Interval.D1, first, LAST)
+        heal(worlds, world, interval=Interval.D1)
+        [line] = coverage_report([halted], [Interval.D1], first, LAST, pipeline=world.pipeline)
+        assert (line.counts[Verdict.HALTED], line.counts[Verdict.PRESENT]) == (1, line.expected - 1)
+        [row] = Evidence(world.pipeline.engine).of(halted.symbol_id, Interval.D1, first, LAST)
+        assert (row.session, row.rung, row.attempts) == (WEDNESDAY, Rung.COMPANY, 3)
 
 
 def test_the_silence_of_a_symbol_that_few_follow_is_just_silence(worlds: Worlds) -> None:
