@@ -171,7 +171,8 @@ def sort_submitted(
 ) -> Sorted:
     """Who of ``jobs`` may enter, in their order: no id twice, no key twice among the open ones, no more of a tier than its room.
 
-    A job that does not enter takes nothing from those after it, neither its id nor its key nor room.
+    A job that does not enter takes neither its key nor room from those after it. One id is turned away once: it again is a
+    duplicate.
     """
     ids, keys, left = set(known_ids), set(open_keys), dict(room)
     accepted: list[NewJob] = []

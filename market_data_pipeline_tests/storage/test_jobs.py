@@ -144,6 +144,8 @@ def test_a_tier_gives_out_its_burst_and_then_its_rate(engine: Engine) -> None:
     first = queue.lease("w", tier=Tier.T0, limit=100)
     assert len(queue.complete_all(first)) == 5
     assert queue.lease("w", tier=Tier.T0, limit=100) == []
+    queue.submit([backfill(30, Tier.T1)])
+    assert queue.lease("w", tier=Tier.T1, limit=100) == []
     assert len(queue.lease("w", tier=Tier.T2, limit=100)) == 1, "a rate too low for one in a burst still gives one"
     pass_time(engine, 310)
     assert len(queue.lease("w", tier=Tier.T0, limit=100)) == 3

@@ -10,12 +10,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from market_data_pipeline.domain.queue import JobState, QueuePolicy, batch_size, sort_submitted
+from market_data_pipeline.domain.queue import JobState, QueuePolicy
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.storage.jobs import JobQueue
 from market_data_pipeline_tests.storage.test_jobs import FAST, backfill, pass_time
@@ -260,34 +259,6 @@ def test_many_who_do_everything_at_once_neither_wait_for_ever_nor_break_a_law(en
     assert len(open_) == len(set(open_))
 
 
-@given(
-    wanted=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), TIERS), max_size=30),
-    room=st.dictionaries(TIERS, st.integers(-1, 5)),
-    known=st.sets(st.integers(0, 5)),
-    taken=st.sets(st.integers(0, 5)),
-)
-def test_what_is_submitted_enters_once_within_its_room_and_adds_up(
-    wanted: list[tuple[int, int, Tier]], room: dict[Tier, int], known: set[int], taken: set[int]
-) -> None:
-    jobs = [replace(backfill(0, tier), job_id=f"i-{job}", dedupe_key=f"k-{key}") for job, key, tier in wanted]
-    ids, keys = {f"i-{n}" for n in known}, {f"k-{n}" for n in taken}
-    told = sort_submitted(jobs, known_ids=ids, open_keys=keys, room=room)
-    assert len(told.accepted) + told.duplicates + len(told.turned_away) == len(jobs)
-    assert len({job.job_id for job in told.accepted} - ids) == len({job.dedupe_key for job in told.accepted} - keys)
-    assert len({job.job_id for job in told.accepted} - ids) == len(told.accepted)
-    entered = Counter(job.tier for job in told.accepted)
-    assert all(count <= max(room.get(tier, 0), 0) for tier, count in entered.items())
-
-
-@given(lapses=st.lists(st.integers(0, 4), min_size=1, max_size=200), limit=st.integers(1, 200))
-def test_a_batch_has_somebody_and_is_a_fourth_for_each_lapse_of_its_worst(lapses: list[int], limit: int) -> None:
-    size = batch_size(lapses, limit=limit, most_attempts=5)
-    assert 1 <= size <= min(limit, len(lapses))
-    assert size <= max(limit // 4 ** max(lapses[:size]), 1)
-    if max(lapses[:size]) == 4:
-        assert size == 1
-
-
 def test_a_tier_never_gives_out_more_than_its_rate(engine: Engine) -> None:
     queue = JobQueue(
         engine, replace(POLICY, caps=dict.fromkeys(Tier, 10_000), dispatch_per_second=dict.fromkeys(Tier, 0.02), burst_seconds=500)
@@ -300,9 +271,3 @@ def test_a_tier_never_gives_out_more_than_its_rate(engine: Engine) -> None:
     assert given_out[0] == 10
     # What goes by between two looks of this test comes on top: less than one job a minute.
     assert 40 <= sum(given_out[1:]) < 45
-
-
-@pytest.mark.parametrize("attempts", [1, 2, 5, 1000])
-def test_a_retry_waits_an_hour_at_most(attempts: int) -> None:
-    wait = QueuePolicy(retry_seconds=15).retry_wait(attempts)
-    assert wait == {1: 15, 2: 30, 5: 240, 1000: 3600}[attempts]
