@@ -26,6 +26,7 @@ from market_data_pipeline.domain.evidence import ALONE, SHORTEST_HALT_SECONDS, R
 from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.healing import SessionAnswer, advanced
 from market_data_pipeline.domain.ports import WriteReport
+from market_data_pipeline.domain.quality import BarFlag
 from market_data_pipeline.storage import binary
 from market_data_pipeline.storage.binary import CopyColumn, CopyReader
 from market_data_pipeline.storage.bitmaps import bits, mask_of
@@ -413,10 +414,13 @@ class StagedTable:
         # Bounds on every part of the key let the planner read just that piece of a table with years in it.
         same_bar = " and ".join(f"b.{column} = s.{column}" for column in key)
         here = f"{same_bar} and b.symbol_id = any(%(symbol_ids)s) and b.{opened} between %(first)s and %(last)s"
-        # A stored bar is its provider's: another one only fills holes, unless the policy ranks it higher and it was asked to.
+        # A stored bar is its provider's: another one only fills holes, unless the policy ranks it higher and it was asked to. What
+        # a second opinion decided stands until another decides again: rechecks come after it, and the policy knew nothing of it.
+        by_opinion = f"{BarFlag.OVERRULED_ANOTHER:d}"
         overrules = (
             f"b.provider = s.provider or coalesce(array_position(%(ranking)s::int2[], s.provider)"
-            f" < coalesce(array_position(%(ranking)s::int2[], b.provider), {_BEHIND_ALL}), false)"
+            f" < coalesce(array_position(%(ranking)s::int2[], b.provider), {_BEHIND_ALL})"
+            f" and (b.flags & {by_opinion} = 0 or s.flags & {by_opinion} <> 0), false)"
         )
         # A rolled back batch leaves dead pages behind, from which the planner takes the stage to be huge and reads the whole
         # table (5.7 s instead of 31 ms). Truncated only then: it writes to the catalogue.
@@ -461,10 +465,11 @@ update fetches f set dropped = f.dropped || k.told
                   from {changed} where stored and (flips or not overrules) group by 1, 2) w
          group by fetch_id) k
  where f.fetch_id = k.fetch_id"""  # noqa: S608 - as above
-        replaced = (*VALUES, *ORIGIN)
+        replaced = ", ".join(f"{column} = s.{column}" for column in (*VALUES, *ORIGIN) if column != "flags")
+        chosen = f"case when b.provider = s.provider then b.flags & {by_opinion} else 0 end"
         self._apply = f"""
 merge into {name} b using {changed} s on {here}
-when matched and s.overrules and s.flips is not true then update set {", ".join(f"{column} = s.{column}" for column in replaced)}
+when matched and s.overrules and s.flips is not true then update set {replaced}, flags = s.flags | {chosen}
 when not matched then insert ({_listed(self.columns)}) values ({_listed(self.columns, "s")})"""  # noqa: S608 - as above
         self._copy = f"copy {name} ({_listed(self.columns)}) from stdin (format binary)"
         self._copy_stage = f"copy {self.stage} ({_listed(self.columns)}, session_index) from stdin (format binary)"
@@ -595,7 +600,8 @@ class CandleWriter:
 
         A stored bar is revised only by the provider that gave it; others only fill holes, and what differs of theirs is counted as
         left alone. ``ranking``, names of providers, best first, is for asking again on purpose: a bar then also gives way to a
-        provider that stands before its own, which counts as last where it is not named.
+        provider that stands before its own, which counts as last where it is not named. A bar that a second opinion chose gives way
+        to its own provider, and to another opinion.
 
         A value that a bar has had ``MOST_TENURES`` times already is not taken again: two servers of one provider that tell
         different values in turn make no endless revisions. A value never told before always is.

@@ -23,6 +23,7 @@ from market_data_pipeline.domain.capabilities import Feed
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, InvalidInputError
 from market_data_pipeline.domain.healing import HealingPolicy
 from market_data_pipeline.domain.ports import CorporateAction, RefusedBars
+from market_data_pipeline.domain.quality import BarFlag
 from market_data_pipeline.storage.bulk import INTRADAY, LOCK_BUCKETS, CandleWriter, lock_series, transaction
 from market_data_pipeline.storage.candles import CandleReader
 from market_data_pipeline.storage.database import open_engine
@@ -649,6 +650,23 @@ def test_asked_again_on_purpose_a_better_provider_takes_over_a_bar(
     assert (report.revised, report.left_alone) == (int(wins), int(not wins))
     assert list(store.closes().values()) == [12.0 if wins else 10.0]
     assert list(store.closes(as_of=at(4)).values()) == [10.0]
+
+
+def test_what_a_second_opinion_chose_gives_way_to_its_own_provider_and_to_another_opinion_only(store: Store) -> None:
+    flag = int(BarFlag.OVERRULED_ANOTHER)
+
+    def tell(price: float, provider: str, *, flags: int = 0) -> float:
+        answer = Answer(store.aapl, MONDAY, {0: price})
+        store.write(answer, provider=provider, ranking=["yahoo", "massive", "alpaca"], flags=flags)
+        return next(iter(store.closes().values()))
+
+    assert tell(1000.0, "yahoo") == 1000.0
+    chosen = Answer(store.aapl, MONDAY, {0: 10.0})
+    store.write(chosen, provider="alpaca", ranking=["alpaca", "yahoo"], flags=flag)
+    assert tell(1000.0, "yahoo") == 10.0
+    assert tell(10.5, "alpaca") == 10.5
+    assert tell(1000.0, "yahoo") == 10.5
+    assert tell(11.0, "massive", flags=flag) == 11.0
 
 
 def test_one_session_may_hold_bars_of_several_answers_each_with_its_provider_and_feed(store: Store) -> None:
