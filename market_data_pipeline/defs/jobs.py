@@ -41,10 +41,9 @@ PARTS: Mapping[str, frozenset[JobKind]] = {
 }
 # The reference's batches. A batch is one run: fewer and larger ones share requests, and a run costs seconds to start.
 JOBS_A_RUN = {LIVE: 500, HISTORY: 5_000}
-# T0's minutes are swept every minute; a tick that finds nothing costs one small transaction a tier.
-SECONDS_BETWEEN_TICKS = 10
-# Until its process holds its leases itself, the sensor holds them.
-NOT_AT_WORK_YET = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
+# T0's minutes are swept every minute; a tick that finds nothing costs one small transaction a tier. With short leases it comes more
+# often: until a run's process holds its leases itself, each tick holds them.
+SECONDS_BETWEEN_TICKS, TICKS_A_LEASE = 10, 4
 # Answered sessions are reported to Dagster in lots: a lot reads the ledger once for each interval.
 SESSIONS_REPORTED_TOGETHER = 1_000
 _REASONS_IN_A_LOG = 5
@@ -100,7 +99,7 @@ def jobs_sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="jobs",
         job_name=WORK,
-        minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
+        minimum_interval_seconds=max(min(SECONDS_BETWEEN_TICKS, int(policy.lease_seconds / TICKS_A_LEASE)), 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Queued jobs become runs of work_jobs: a batch a run, as many at a time as MDP_QUEUE_CONCURRENCY says.",
     )
@@ -109,8 +108,9 @@ def jobs_sensor(settings: Settings) -> dg.SensorDefinition:
         turns: dict[str, str] = json.loads(context.cursor or "{}")
         with workbenches.open() as workbench:
             queue = workbench.queue()
+            at_work = {beat.run_id for beat in workbench.heartbeats()}
             for run in runs:
-                if run.status in NOT_AT_WORK_YET and BATCH in run.tags:
+                if run.run_id not in at_work and BATCH in run.tags:
                     queue.heartbeat(queue.held(run.tags[BATCH]))
             batches = lease_batches(queue, policy, [(run.tags.get(TIER, ""), run.tags.get(PART, "")) for run in runs], turns)
         if not batches:

@@ -76,15 +76,16 @@ class EndedJob:
 
 
 def work_off(leases: Sequence[Lease], *, queue: JobQueue, pipeline: Pipeline, run_id: str | None = None) -> Iterator[EndedJob]:
-    """Carry out ``leases``, hold them meanwhile, and end each job in the queue as soon as its outcome is known.
+    """Carry out those of ``leases`` that are not lost, hold them meanwhile, and end each job as soon as its outcome is known.
 
     Cancelled half-way, it gives back what it has not ended. Where it breaks, or its process is killed, the leases lapse: the jobs
     are leased again, one attempt older, and what they had stored by then is not asked for a second time.
     """
-    left = {lease.job_id: lease for lease in leases}
-    with held(leases, queue):
+    still = queue.heartbeat(leases)
+    left = {lease.job_id: lease for lease in leases if lease.job_id in still}
+    with held(list(left.values()), queue):
         try:
-            for outcome in carry_out(leases, pipeline=pipeline, run_id=run_id):
+            for outcome in carry_out(list(left.values()), pipeline=pipeline, run_id=run_id):
                 del left[outcome.lease.job_id]
                 yield EndedJob(outcome, _end(outcome, queue))
         except Exception:

@@ -24,7 +24,7 @@ from market_data_pipeline.ingest.jobs import JobOutcome
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.jobs import JobQueue
-from market_data_pipeline_tests.defs.fakes import FakeWorkbench, instrument, ledger_row, universe
+from market_data_pipeline_tests.defs.fakes import FakeWorkbench, beat, instrument, ledger_row, universe
 from market_data_pipeline_tests.defs.instances import STOCK, sqlite_instance
 
 if TYPE_CHECKING:
@@ -192,13 +192,14 @@ def test_where_a_tier_has_one_place_fresh_jobs_and_history_take_turns(queue: Job
     assert [part for _, part in seen] == ["live", "history", "live", "live"]
 
 
-def test_the_leases_of_a_run_that_waits_in_dagsters_queue_do_not_lapse(
-    queue: JobQueue, engine: Engine, instance: dg.DagsterInstance
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_the_leases_of_a_run_whose_process_is_not_at_work_yet_do_not_lapse(
+    queue: JobQueue, engine: Engine, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
 ) -> None:
     submit(queue, live("a"))
     workbench = FakeWorkbench(jobs=queue)
     (request,) = tick(workbench, instance).run_requests or ()
-    queued(instance, request, dg.DagsterRunStatus.STARTING)
+    queued(instance, request, status)
     with engine.begin() as connection:
         connection.exec_driver_sql("update jobs set leased_until = clock_timestamp() + interval '1 second'")
     tick(workbench, instance)
@@ -210,7 +211,7 @@ def test_the_leases_of_a_run_at_work_are_its_own_to_hold(queue: JobQueue, engine
     submit(queue, live("a"))
     workbench = FakeWorkbench(jobs=queue)
     (request,) = tick(workbench, instance).run_requests or ()
-    queued(instance, request, dg.DagsterRunStatus.STARTED)
+    workbench.beats.append(beat(queued(instance, request, dg.DagsterRunStatus.STARTED).run_id))
     with engine.begin() as connection:
         connection.exec_driver_sql("update jobs set leased_until = clock_timestamp() - interval '1 second'")
     # The run's process is gone and its leases have lapsed: the job is another's now.

@@ -211,12 +211,22 @@ def test_work_that_is_cancelled_gives_back_what_it_has_not_ended(world: World) -
     assert records == {"fresh": (JobState.DONE, 1), "old": (JobState.QUEUED, 0)}
 
 
-def test_a_job_lost_to_another_worker_is_not_ended_by_this_one(world: World) -> None:
+def test_a_job_that_is_lost_while_it_is_worked_on_is_not_ended_twice(world: World) -> None:
+    leases = leased(world, bars_job("fresh"), backfill_job("old", "MSFT"))
+    working = work_off(leases, queue=world.pipeline.jobs, pipeline=world.pipeline)
+    next(working)
+    world.pipeline.jobs.release(leases)
+    world.pipeline.jobs.lease("another", tier=Tier.T0, limit=1)
+    assert [(ended.outcome.lease.job_id, ended.state) for ended in working] == [("old", None)]
+
+
+def test_a_job_lost_to_another_worker_is_not_done_by_this_one(world: World) -> None:
     (lease,) = leased(world, bars_job("one"))
     world.pipeline.jobs.release([lease])
     world.pipeline.jobs.lease("another", tier=Tier.T0, limit=1)
-    (ended,) = work_off([lease], queue=world.pipeline.jobs, pipeline=world.pipeline)
-    assert ended.state is None
+    world.simulator.forget_requests()
+    assert list(work_off([lease], queue=world.pipeline.jobs, pipeline=world.pipeline)) == []
+    assert world.simulator.requests() == []
     record = world.pipeline.jobs.job("one")
     assert record is not None
     assert (record.state, record.leased_by) == (JobState.LEASED, "another")
