@@ -218,7 +218,7 @@ def _columns(*leading: dg.TableColumn) -> dg.TableSchema:
             dg.TableColumn("as_of", "timestamptz", "Since when we know this value; older ones are in candle_revisions."),
             dg.TableColumn("provider", "smallint", "Whose bar it is: providers.provider.", constraints=law),
             dg.TableColumn("feed", "smallint", "Whose trades it counts: 0 consolidated, 1 SIP, 2 IEX, 3 CBOE.", constraints=law),
-            dg.TableColumn("finality", "smallint", "0 provisional, 1 settled, 2 final."),
+            dg.TableColumn("finality", "smallint", "Unused: how sure a session is stands in coverage."),
             dg.TableColumn("flags", "smallint", "Repair flags, 0 for none."),
         ]
     )

@@ -176,6 +176,11 @@ update coverage c
    and (u.is_unknown or c.session < u.listed_from or c.session > u.listed_to)
 """
 
+# Whoever is gone confirms nothing any more: what has failed since stays as sure as it is.
+_END_RECHECKS = """
+update coverage set recheck_at = null where symbol_id = %(symbol_id)s and recheck_at is not null and failures > 0
+"""
+
 # Sessions that it has again begin anew, as if nobody had ever asked.
 _REOPEN = """
 update coverage c
@@ -338,6 +343,8 @@ class ListingStore:
             if new:
                 cursor.execute(_SET_LISTING, {"symbol_id": symbol_id})
                 cursor.execute(_UNDECIDE, {"symbol_id": symbol_id})
+            if any(finding.kind is not ListingKind.FIRST_SESSION for finding in new):
+                cursor.execute(_END_RECHECKS, {"symbol_id": symbol_id})
         return new
 
     def take_back(self, found: StoredFinding, *, now: datetime, known_at: datetime | None = None) -> None:

@@ -423,6 +423,38 @@ def test_rechecks_that_always_fail_end(ledger: Ledger) -> None:
     assert asked == POLICY.give_up_failures
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rechecks=st.dictionaries(
+        st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([MONDAY, WEDNESDAY, FRIDAY])),
+        st.integers(0, 7200),
+        min_size=1,
+    ),
+    limit=st.integers(1, 4),
+    apart=st.booleans(),
+)
+def test_every_recheck_is_served_within_as_many_rounds_as_it_takes_once_it_has_waited_for_company(
+    ledger: Ledger,
+    engine: Engine,
+    rechecks: Gaps,
+    limit: int,
+    apart: bool,  # noqa: FBT001 - hypothesis passes it
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("truncate coverage")
+    if apart:
+        ledger.open_sessions([row(s, day, "111111", due=None) for s in (1, 2, 3) for day in (TUESDAY, THURSDAY)])
+    ledger.open_sessions([whole(s, day, NOW - timedelta(seconds=age)) for (s, day), age in rechecks.items()])
+    waiting = set(rechecks)
+    for _ in range(ceil(len(rechecks) / limit)):
+        for due in ledger.due_rechecks(NOW, limit=limit):
+            mine = [key for key in waiting if key[0] == due.symbol_id and due.first <= key[1] <= due.last]
+            assert len(mine) == due.sessions
+            ledger.record_failures(mine, due.interval, now=NOW, policy=POLICY, fetches=[(due.symbol_id, TIMED_OUT)])
+            waiting -= set(mine)
+    assert waiting == set()
+
+
 # --- sums
 
 

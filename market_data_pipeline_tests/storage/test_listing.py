@@ -116,6 +116,17 @@ def test_sessions_that_were_taken_for_empty_are_not_listed_once_it_is_known_that
     assert [int(row.confirmed_empty.sum()) for row in rows] == [0, 1, 2, 0]
 
 
+def test_whoever_is_gone_is_not_asked_to_confirm_what_it_failed_to(engine: Engine, store: ListingStore) -> None:
+    open_sessions(engine, AAPL, tuesday="##", wednesday="##")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("update coverage set recheck_at = %s, failures = extract(dow from session)::int - 2", (NOW,))
+    store.record(AAPL, [BEGAN])
+    assert [due.sessions for due in Ledger(engine).due_rechecks(NOW, limit=9)] == [2]
+    store.record(AAPL, [ENDED])
+    [due] = Ledger(engine).due_rechecks(NOW, limit=9)
+    assert (due.first, due.last) == (TUESDAY, TUESDAY)
+
+
 def test_bars_outside_contradict_a_finding(engine: Engine, store: ListingStore) -> None:
     open_sessions(engine, AAPL, tuesday="##", wednesday="##")
     store.record(AAPL, [BEGAN, ENDED])
