@@ -78,7 +78,8 @@ def _read(file: Path) -> tuple[bytes, str]:
     if str(file) == "-":
         return sys.stdin.buffer.read(), "standard input"
     try:
-        return file.read_bytes(), file.name
+        # A file's name may hold bytes that are no text.
+        return file.read_bytes(), file.name.encode("utf-8", "replace").decode()
     except OSError as unreadable:
         raise InvalidInputError(f"cannot read {file}: {unreadable.strerror}") from unreadable
 

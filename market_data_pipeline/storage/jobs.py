@@ -8,6 +8,7 @@ nobody.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.jobs import Job
     from market_data_pipeline.domain.queue import NewJob, QueuePolicy
 
+logger = logging.getLogger(__name__)
+
 # One statement takes so many in: 30 ms, for which others who submit to the tier or lease from it wait.
 SUBMITTED_AT_ONCE = 1_000
 LAPSED_AT_ONCE = 5_000
@@ -57,14 +60,16 @@ NAMED_IN_AUDIT = 100
 # Any number will do that no other user of the server's advisory locks takes.
 _OPENING = int.from_bytes(hashlib.sha256(b"market_data_pipeline jobs").digest()[:8], signed=True)
 # Whoever makes a job open that was not, one after the other: what is read of the open keys afterwards stays true until the end.
-_OPEN = "set transaction isolation level read committed; select pg_advisory_xact_lock(%(opening)s)"
+# And whoever stops in the midst of it (SIGSTOP, a host that sleeps) loses his transaction: otherwise everybody would wait for him.
+_BRIEFLY = "set transaction isolation level read committed; set local idle_in_transaction_session_timeout = '5s';"
+_OPEN = f"{_BRIEFLY} select pg_advisory_xact_lock(%(opening)s)"
 
 # The rows of some tiers, ours until the end of the transaction, with what may be given out now. clock_timestamp(): not before the
 # rows are ours.
-_TIERS = """
-set transaction isolation level read committed;
+_TIERS = f"""
+{_BRIEFLY}
 select tier, queued, tokens, greatest(extract(epoch from clock_timestamp() - filled_at), 0)::float8
-  from job_dispatch where tier = any(%(tiers)s) order by tier for update"""
+  from job_dispatch where tier = any(%(tiers)s) order by tier for update"""  # noqa: S608 - a constant of ours
 
 _COUNT = """
 update job_dispatch d
@@ -194,10 +199,6 @@ select tier, kind, state, count(*), extract(epoch from statement_timestamp() - m
         union all select tier, kind, state, leased_at from jobs where state = 'leased'
         union all select tier, kind, state, ended_at from jobs where state = 'dead') as k
  group by tier, kind, state order by tier, kind, state"""
-
-_HOLDERS = """
-select tier, count(distinct leased_by) from jobs
- where state = 'leased' and leased_until > statement_timestamp() group by tier"""
 
 _PRUNE = """
 with old as (
@@ -377,13 +378,6 @@ class JobQueue:
         with transaction(self._engine) as cursor:
             cursor.execute(_HEARTBEAT, {**_named(leases), "seconds": self.policy.lease_seconds})
             return frozenset(job_id for (job_id,) in cursor.fetchall())
-
-    def under_way(self) -> dict[Tier, int]:
-        """How many workers hold jobs of each tier now, by leases that have not lapsed."""
-        with transaction(self._engine) as cursor:
-            cursor.execute(_HOLDERS)
-            found = {Tier(tier): workers for tier, workers in cursor.fetchall()}
-        return {tier: found.get(tier, 0) for tier in Tier}
 
     # --- ended ---------------------------------------------------------------------------------------------------------
 
@@ -667,7 +661,10 @@ class JobQueue:
     # --- kept in order -------------------------------------------------------------------------------------------------
 
     def prune_done(self, older_than: timedelta) -> int:
-        """Forget what was done longer ago; how many. Until then a job that comes again under the same id is a duplicate."""
+        """Forget what was done longer ago; how many. Until then a job that comes again under the same id is a duplicate.
+
+        The queued are counted again with it (``recount``): this is what runs every night.
+        """
         total = 0
         while True:
             with transaction(self._engine) as cursor:
@@ -675,7 +672,12 @@ class JobQueue:
                 pruned = cursor.rowcount
             total += pruned
             if pruned < PRUNED_AT_ONCE:
-                return total
+                break
+        if wrong := self.recount():
+            logger.warning(
+                "the number of queued jobs of %s was wrong: did somebody change the table jobs by hand?", ", ".join(wrong)
+            )
+        return total
 
     def recount(self) -> tuple[Tier, ...]:
         """Count the queued jobs and correct the numbers that caps are held against; the tiers where they were wrong.
