@@ -22,7 +22,8 @@ from market_data_pipeline.domain.errors import ConfigurationError, DatabaseUnrea
 from market_data_pipeline.domain.queue import JobKind, QueuePolicy, SubmitReport
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.rlc import CONSUMERS, LIVE, SOURCES, Consumed, Consumer, Queue, address_of, open_redis
-from market_data_pipeline.storage.jobs import JobQueue
+from market_data_pipeline.storage.bulk import transaction
+from market_data_pipeline.storage.jobs import _OPEN, _OPENING, JobQueue
 from market_data_pipeline.testing.redis_server import NO_SERVER, RedisServer, redis_server, server_binary
 
 if TYPE_CHECKING:
@@ -330,6 +331,17 @@ def until(holds: Callable[[], bool], *, seconds: float = 30.0) -> None:
         threading.Event().wait(0.01)
 
 
+def test_whoever_stops_in_the_midst_of_submitting_does_not_stop_the_others(
+    redis: RedisServer, queue: JobQueue, engine: Engine
+) -> None:
+    push(redis, LIVE, quotes(1))
+    with pytest.raises(DatabaseUnreachableError), transaction(engine) as stopped:
+        stopped.execute(_OPEN, {"opening": _OPENING})
+        # Here SIGSTOP, or a host that went to sleep: the lock is its until the server has had enough.
+        assert consumer(redis, queue).run(once=True).accepted == 1
+        stopped.execute("select 1")
+
+
 # --- the address -------------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +374,7 @@ def test_a_name_that_is_no_name_is_refused(name: str, redis: RedisServer) -> Non
 
 # --- real processes, killed at random ----------------------------------------------------------------------------------
 
-PUSHES = 1_500
+PUSHES, STRIKES = 1_500, 10
 
 
 def environment(server: RedisServer, database_url: str) -> dict[str, str]:
@@ -398,6 +410,7 @@ class Chaos:
     def __init__(self, server: RedisServer, database_url: str, seed: int) -> None:
         self._server, self._database_url, self._chance = server, database_url, random.Random(seed)
         self._started = 0
+        self._victims = self._chance.sample(["consumer"] * 5 + ["server"] * 3 + ["pause"] * 2, STRIKES)
         self.consumers = [self._another(), self._another()]
         self.kills: Counter[str] = Counter()
 
@@ -411,15 +424,22 @@ class Chaos:
         return name, process
 
     def strike(self) -> None:
-        """Kill one of the three in the midst of whatever it does, and start it again."""
+        """Kill one of the three in the midst of whatever it does and start it again, or stop one for longer than its name lasts."""
         threading.Event().wait(self._chance.uniform(0, 0.03))
-        victim = self._chance.choice(["consumer", "consumer", "server"])
+        victim = self._victims.pop()
         self.kills[victim] += 1
         if victim == "server":
             self._server.kill()
             self._server.start()
             return
         place = self._chance.randrange(2)
+        if victim == "pause":
+            # The other takes over what it holds; then it goes on with it as if nothing had been.
+            name, process = self.consumers[place]
+            process.send_signal(signal.SIGSTOP)
+            until(lambda: self._server.client.sismember(CONSUMERS, name) == 0, seconds=60)
+            process.send_signal(signal.SIGCONT)
+            return
         self.consumers[place][1].kill()
         self.consumers[place][1].wait(20)
         self.consumers[place] = self._another()
@@ -447,15 +467,14 @@ def test_consumers_and_the_server_killed_at_random_lose_nothing_and_double_nothi
                     insist(server, f"market:backfills:{tier}", backfill(number, tier))
                 else:
                     insist(server, LIVE, quotes(number, tier))
-                if number % 150 == 149:
+                if number % (PUSHES // STRIKES) == 0:
                     chaos.strike()
             # Nothing is left, and of the dead not even the names.
             until(lambda: not left_in(server) and server.client.scard(CONSUMERS) == 2, seconds=60)
             assert chaos.stop() == [0, 0]
         finally:
             chaos.end()
-        assert chaos.kills["server"]
-        assert chaos.kills["consumer"]
+        assert set(chaos.kills) == {"consumer", "server", "pause"}
         assert server.client.keys("market:consumer*") == []
     jobs = queue.jobs(limit=10 * PUSHES)
     assert Counter(job.job_id for job in jobs) == Counter(f"{'qb'[number % 2]}-{number}" for number in range(PUSHES))
