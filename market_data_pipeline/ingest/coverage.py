@@ -163,7 +163,7 @@ def gap_windows(
 ) -> Iterator[GapWindow]:
     """Every missing stretch of bars, by symbol, interval and time: disjoint, and together exactly the bars judged missing."""
     missing = VERDICTS.index(Verdict.MISSING)
-    for instrument, interval, grid, masks, rows in _laid_over(instruments, intervals, first, last, pipeline):
+    for instrument, interval, grid, masks, rows in _lacking(instruments, intervals, first, last, pipeline):
         now = int(pipeline.clock.now().timestamp())
         gaps = codes_of(pipeline, instrument, interval, grid, masks, now=now) == missing
         by_session = {row.session: row for row in rows}
@@ -185,17 +185,18 @@ def gap_windows(
                 )
 
 
-def _laid_over(
+def _lacking(
     instruments: Sequence[Instrument], intervals: Sequence[Interval], first: date, last: date, pipeline: Pipeline
 ) -> Iterator[tuple[Instrument, Interval, Grid, Masks, Sequence[LedgerRow]]]:
+    """The instruments that have anything missing, with their ledger laid over the grid: of most there is nothing to look at."""
     for interval in intervals:
-        grids: dict[str, Grid] = {}
+        grids = {name: Grid.of(pipeline.calendars(name), interval, first, last) for name in {i.calendar for i in instruments}}
         for at in range(0, len(instruments), _AT_ONCE):
             chunk = instruments[at : at + _AT_ONCE]
-            rows_of = rows_by_symbol(pipeline.ledger.rows([i.symbol_id for i in chunk], interval, first, last))
-            for instrument in chunk:
-                if instrument.calendar not in grids:
-                    grids[instrument.calendar] = Grid.of(pipeline.calendars(instrument.calendar), interval, first, last)
+            missing = verdict_cells(chunk, interval, first, last, pipeline=pipeline, grids=grids).of(Verdict.MISSING)[:, 0]
+            lacking = [chunk[place] for place in np.flatnonzero(missing).tolist()]
+            rows_of = rows_by_symbol(pipeline.ledger.rows([i.symbol_id for i in lacking], interval, first, last))
+            for instrument in lacking:
                 grid, rows = grids[instrument.calendar], rows_of.get(instrument.symbol_id, [])
                 yield instrument, interval, grid, masks_of(grid, rows), rows
 
