@@ -32,7 +32,7 @@ class ListingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ListingPolicy:
-    """How much evidence is enough.
+    """How much evidence is enough, always from one provider that had bars for others meanwhile, and from each behind it.
 
     A provider is convinced once it has said *not found*, or has answered without a single bar, ``answers`` times, each
     ``apart`` or more after the one before, the last ``spread`` or more after the first: longer than outages of hours last. A
@@ -79,12 +79,16 @@ class Reply(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """An answer about the instrument. ``is_healthy``: the provider had bars for the others at that time."""
+    """An answer about the instrument.
+
+    ``is_healthy``: the provider had bars for the others at that time; None where nobody else was asked of it that day: it stands
+    behind another in the policy, and is only asked for what that one lacks.
+    """
 
     provider: str
     at: datetime
     reply: Reply
-    is_healthy: bool = True
+    is_healthy: bool | None = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class ListingEvidence:
     ``firsts``: the first session with a bar, by interval; ``last``: the last of any, None where there is none. ``leading`` and
     ``trailing``: closed sessions of the ledger before the first and after the last session with a bar of any interval; where there
     is none, all are trailing. ``answers``, oldest first: of the last weeks, whichever sessions they were about; ``last_closed_at``:
-    the end of the last session with a bar. ``serving``: providers that may be asked for it and have bars of others.
+    the end of the last session with a bar. ``serving``: providers that may be asked for it and have answered lately.
     ``others_traded``: whether others of its calendar have bars in the session before the first; None where nobody else was asked
     about it.
     """
@@ -136,16 +140,22 @@ def contradicts(kind: ListingKind, session: date | None, *, first: date, last: d
 
 
 def convinced(answers: Sequence[Witness], policy: ListingPolicy) -> dict[str, bool]:
-    """The providers that have refused the instrument often enough while they were healthy: whether any of it was *not found*."""
+    """The providers that have refused the instrument often enough: whether any of it was *not found*.
+
+    Answers of a sick provider do not count. Providers of whose health nothing is known only second one that was healthy.
+    """
     by_provider: defaultdict[str, list[Witness]] = defaultdict(list)
     for answer in answers:
-        if answer.is_healthy and answer.reply is not Reply.BARS:
+        if answer.is_healthy is not False and answer.reply is not Reply.BARS:
             by_provider[answer.provider].append(answer)
-    return {
-        provider: any(answer.reply is Reply.NOT_FOUND for answer in mine)
-        for provider, mine in by_provider.items()
-        if _count_apart(mine, policy.apart) >= policy.answers and mine[-1].at - mine[0].at >= policy.spread
-    }
+    enough = {name: mine for name, mine in by_provider.items() if _is_enough(mine, policy)}
+    if not any(_is_enough([answer for answer in mine if answer.is_healthy], policy) for mine in enough.values()):
+        return {}
+    return {name: any(answer.reply is Reply.NOT_FOUND for answer in mine) for name, mine in enough.items()}
+
+
+def _is_enough(answers: Sequence[Witness], policy: ListingPolicy) -> bool:
+    return _count_apart(answers, policy.apart) >= policy.answers and answers[-1].at - answers[0].at >= policy.spread
 
 
 def _count_apart(answers: Sequence[Witness], apart: timedelta) -> int:
@@ -179,7 +189,7 @@ def _first_session(evidence: ListingEvidence, policy: ListingPolicy) -> ListingF
     asked = [edge for edge in edges if edge.was_asked_for(policy.confirm_after)]
     if not asked or evidence.others_traded is False:
         return None
-    told = Counter(answer.provider for answer in evidence.answers if answer.is_healthy)
+    told = Counter(answer.provider for answer in evidence.answers if answer.is_healthy is not False)
     answered = sorted(name for name, times in told.items() if times >= policy.confirm_after and name in evidence.serving)
     begins_there = {interval for interval, session in evidence.firsts.items() if session == first}
     agreeing = sorted({edge.interval for edge in edges if edge.was_asked_for(1)} & begins_there)

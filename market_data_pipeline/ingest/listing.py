@@ -100,12 +100,14 @@ def _evidence(
     fruitful = {provider for (provider, _), company in same_day.items() if company.with_bars}
     configured = {interval: pipeline.bars_providers(interval) for interval in FETCHED_INTERVALS}
 
-    def is_healthy(symbol_id: int, provider: str, at: datetime) -> bool:
+    def is_healthy(symbol_id: int, provider: str, at: datetime) -> bool | None:
         near, wide = (
             companies.get((provider, EPOCH + (at - EPOCH) // grain * grain), _NO_COMPANY)
             for companies, grain in ((at_once, _AT_ONCE), (same_day, _SAME_DAY))
         )
         bare_near, bare_wide = (company.bare - (symbol_id in company.without) for company in (near, wide))
+        if not wide.with_bars + bare_wide:
+            return None
         return bare_near <= near.with_bars and 0 < wide.with_bars >= bare_wide
 
     found = {}
@@ -126,7 +128,8 @@ def _evidence(
                 provider.name
                 for serving in configured.values()
                 for provider, capability in serving
-                if capability.knows(instrument.calendar) and provider.name in fruitful
+                if capability.knows(instrument.calendar)
+                and (provider.name in fruitful or provider.name in {name for name, *_ in answers.get(symbol_id, ())})
             ),
             others_traded=store.others_traded(symbol_id, max(b.session for b in leading)) if leading else None,
         )

@@ -31,8 +31,8 @@ FRIDAY = date(2024, 12, 6)
 WEEK = [date(2024, 12, day) for day in range(9, 14)]
 
 
-def said(reply: Reply, *hours: float, provider: str = "yahoo", is_healthy: bool = True) -> list[Witness]:
-    return [Witness(provider, START + timedelta(hours=hour), reply, is_healthy) for hour in hours]
+def said(reply: Reply, *hours: float, provider: str = "yahoo") -> list[Witness]:
+    return [Witness(provider, START + timedelta(hours=hour), reply) for hour in hours]
 
 
 def barren(*sessions: date, interval: Interval = Interval.M1, attempts: int = 3, failures: int = 0) -> list[BarrenSession]:
@@ -73,6 +73,13 @@ def test_of_several_providers_each_must_have_nothing_and_one_must_not_find_it() 
     silent = said(Reply.NOTHING, 0, 1, 5, 21, provider="alpaca")
     both = replace(UNKNOWN, answers=[*UNKNOWN.answers, *silent], serving=frozenset({"yahoo", "alpaca"}))
     assert kinds(both) == [ListingKind.NEVER_LISTED]
+
+
+def test_a_provider_that_is_asked_for_nobody_else_seconds_a_healthy_one_and_convinces_nobody_alone() -> None:
+    behind = [replace(answer, is_healthy=None) for answer in said(Reply.NOTHING, 0, 1, 5, 21, provider="alpaca")]
+    both = replace(UNKNOWN, answers=[*UNKNOWN.answers, *behind], serving=frozenset({"yahoo", "alpaca"}))
+    assert kinds(both) == [ListingKind.NEVER_LISTED]
+    assert kinds(replace(UNKNOWN, answers=[replace(answer, is_healthy=None) for answer in UNKNOWN.answers])) == []
 
 
 # --- last

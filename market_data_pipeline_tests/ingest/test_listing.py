@@ -128,6 +128,23 @@ def test_a_new_listing_a_delisting_and_a_symbol_that_never_existed_end_in_their_
     assert not {request["path"].rsplit("/", 1)[-1] for request in world.simulator.requests()} & {"NEWCO", "OLDCO", "NOSUCH"}
 
 
+def test_two_providers_that_have_nothing_before_and_after_say_when_it_was_listed(tmp_path: Path, database_url: str) -> None:
+    provide(tmp_path / "data")
+    vendors = ("yahoo", "massive")
+    with a_world(tmp_path / "data", database_url, tmp_path / "home", now=evening(2), vendors=vendors) as world:
+        days = Days(world, world.load(*GOOD, "NEWCO", "OLDCO", "NOSUCH"), intervals=[Interval.D1])
+        found = days.live(ALL_DAYS[:14])
+        assert told(found) == {
+            "NEWCO": (ListingKind.FIRST_SESSION, LISTED),
+            "OLDCO": (ListingKind.LAST_SESSION, DELISTED),
+            "NOSUCH": (ListingKind.NEVER_LISTED, None),
+        }
+        last = date(2024, 12, ALL_DAYS[13])
+        assert days.verdicts("NEWCO", FIRST, last) == {Verdict.PRESENT: 11, Verdict.NOT_LISTED: 3}
+        assert days.verdicts("OLDCO", FIRST, last) == {Verdict.PRESENT: 7, Verdict.NOT_LISTED: 7}
+        assert days.verdicts("NOSUCH", FIRST, last) == {Verdict.NOT_LISTED: 14}
+
+
 def test_three_404s_in_an_outage_delist_nobody(world: World) -> None:
     days = Days(world, world.load(*GOOD))
     days.live([2, 3])
