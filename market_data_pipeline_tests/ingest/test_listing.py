@@ -68,11 +68,10 @@ class Days:
             self.world.simulator.set_now(evening(day))
             for interval in self.intervals:
                 self.fetch(self.instruments, interval, date(2024, 12, day), date(2024, 12, day))
-            for hour in (22, 23):
-                self.world.simulator.set_now(evening(day, hour))
-                self.heal(evening(day, hour))
-            self.world.simulator.set_now(evening(day, 23) + timedelta(minutes=30))
-            self.heal(evening(day, 23) + timedelta(minutes=30))
+            for minutes in (0, 60, 90):
+                now = evening(day) + timedelta(minutes=minutes)
+                self.world.simulator.set_now(now)
+                self.heal(now)
             found += infer_listings(self.world.pipeline) if infers else []
         return found
 
@@ -133,20 +132,20 @@ def test_two_providers_that_have_nothing_before_and_after_say_when_it_was_listed
     vendors = ("yahoo", "massive")
     with a_world(tmp_path / "data", database_url, tmp_path / "home", now=evening(2), vendors=vendors) as world:
         days = Days(world, world.load(*GOOD, "NEWCO", "OLDCO", "NOSUCH"), intervals=[Interval.D1])
-        found = days.live(ALL_DAYS[:14])
+        found = days.live(ALL_DAYS[:12])
         assert told(found) == {
             "NEWCO": (ListingKind.FIRST_SESSION, LISTED),
             "OLDCO": (ListingKind.LAST_SESSION, DELISTED),
             "NOSUCH": (ListingKind.NEVER_LISTED, None),
         }
-        last = date(2024, 12, ALL_DAYS[13])
-        assert days.verdicts("NEWCO", FIRST, last) == {Verdict.PRESENT: 11, Verdict.NOT_LISTED: 3}
-        assert days.verdicts("OLDCO", FIRST, last) == {Verdict.PRESENT: 7, Verdict.NOT_LISTED: 7}
-        assert days.verdicts("NOSUCH", FIRST, last) == {Verdict.NOT_LISTED: 14}
+        last = date(2024, 12, ALL_DAYS[11])
+        assert days.verdicts("NEWCO", FIRST, last) == {Verdict.PRESENT: 9, Verdict.NOT_LISTED: 3}
+        assert days.verdicts("OLDCO", FIRST, last) == {Verdict.PRESENT: 7, Verdict.NOT_LISTED: 5}
+        assert days.verdicts("NOSUCH", FIRST, last) == {Verdict.NOT_LISTED: 12}
 
 
 def test_three_404s_in_an_outage_delist_nobody(world: World) -> None:
-    days = Days(world, world.load(*GOOD))
+    days = Days(world, world.load(*GOOD), intervals=[Interval.D1])
     days.live([2, 3])
     world.simulator.set_faults([{"match": {}, "action": "status", "code": 404}])
     for hours in (0, 1, 3, 8, 20):
@@ -164,7 +163,7 @@ def test_three_404s_in_an_outage_delist_nobody(world: World) -> None:
 
 
 def test_one_symbol_that_is_lost_for_four_days_is_not_delisted(world: World) -> None:
-    days = Days(world, world.load(*GOOD))
+    days = Days(world, world.load(*GOOD), intervals=[Interval.D1])
     days.live([2, 3])
     world.simulator.set_faults([{"match": {"symbol": "IBM"}, "action": "status", "code": 404}])
     assert days.live([4, 5, 6, 9]) == []
