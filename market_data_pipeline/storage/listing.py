@@ -94,13 +94,15 @@ select symbol_id, provider, started_at, case outcome when 'ok' then 'bars' when 
 """  # noqa: S608 - as above
 
 # Others are those of whom the provider has had bars: who never existed says nothing of its health. What we refused to send, and
-# what our budget did, is no answer.
+# what our budget did, is no answer. Five hundred, the most followed, tell how a provider did as well as eight thousand.
 _COMPANY = f"""
 with {_LATELY},
+followed as (select symbol_id from symbol_universe where active order by tier, symbol_id limit 500),
 told as (
   select provider, symbol_id, started_at, outcome = 'ok' and rows > 0 as has_bars
     from lately
-   where outcome in ('barren', 'unknown_symbol', 'transient', 'malformed', 'stale', 'failed') or outcome = 'ok' and rows > 0
+   where (outcome in ('barren', 'unknown_symbol', 'transient', 'malformed', 'stale', 'failed') or outcome = 'ok' and rows > 0)
+     and (symbol_id in (select symbol_id from followed) or symbol_id = any(%(symbol_ids)s::int4[]))
 ),
 others as (select distinct provider, symbol_id from told where has_bars),
 counted as (
