@@ -16,7 +16,8 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.storage import binary
-from market_data_pipeline.storage.bulk import bits, transaction
+from market_data_pipeline.storage.bitmaps import bits
+from market_data_pipeline.storage.bulk import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
