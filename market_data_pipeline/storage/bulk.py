@@ -628,7 +628,11 @@ class CandleWriter:
                 cursor,
                 batch.interval,
                 before=before,
-                sessions=batch.sessions,
+                # An answer whose values are not taken does not speak for those that are kept: it must not make them final.
+                sessions=[
+                    replace(session, is_whole=False) if index in stored.left_alone else session
+                    for index, session in enumerate(batch.sessions)
+                ],
                 changes=changes,
                 # What differs from what is stored must be compared again the next time.
                 digests=[

@@ -624,6 +624,17 @@ def test_a_stored_bar_is_its_providers_and_another_one_only_fills_holes(store: S
     assert store.rows("select provider, dropped from fetches order by fetch_id") == [("yahoo", {}), ("alpaca", {"left_alone": 1})]
 
 
+def test_an_answer_whose_values_were_not_taken_makes_nothing_final(store: Store) -> None:
+    """Found by `mdp week --seed 7`: Yahoo failed at the recheck, Alpaca was left alone, and the uncorrected volume became final."""
+    early = batch(full(store.aapl, MONDAY))
+    store.put(replace(early, sessions=[replace(session, is_whole=False) for session in early.sessions]))
+    held = dict(enumerate(store.closes().values()))
+    store.write(Answer(store.aapl, MONDAY, {**held, 1: 99.0}), provider="alpaca", known_at=at(5))
+    assert store.one("select finality from coverage") == 0
+    store.write(Answer(store.aapl, MONDAY, held), provider="alpaca", known_at=at(6))
+    assert store.one("select finality from coverage") == 2
+
+
 def test_its_own_provider_still_revises_a_bar_that_another_one_was_not_allowed_to(store: Store) -> None:
     store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 11.0}), provider="yahoo")
     store.write(Answer(store.aapl, MONDAY, {0: 10.0, 1: 99.0}), provider="alpaca", known_at=at(5))
