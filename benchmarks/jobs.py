@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -227,7 +227,8 @@ def effects(engine: Engine, count: int) -> str:
 
 def parts(engine: Engine, jobs: Sequence[NewJob]) -> list[dict[str, Any]]:
     """Each step alone, by one process that nobody disturbs."""
-    queue = JobQueue(engine, POLICY)
+    # Nothing lapses meanwhile: what comes back would be leased again, in smaller batches.
+    queue = JobQueue(engine, replace(POLICY, lease_seconds=3600.0))
     rows: list[dict[str, Any]] = []
 
     def row(case: str, count: int, seconds: float) -> None:
