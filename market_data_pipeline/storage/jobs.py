@@ -116,11 +116,12 @@ select job_id, lapses from jobs
  order by priority desc, enqueued_at, job_id
  limit %(limit)s for update skip locked"""
 
+# They are queued and locked by us. To say so again would let the planner walk all that is queued where it lacks statistics.
 _LEASE = """
 update jobs
    set state = 'leased', token = nextval('job_tokens'), attempts = attempts + 1, leased_by = %(worker)s,
        leased_at = statement_timestamp(), leased_until = statement_timestamp() + make_interval(secs => %(seconds)s)
- where job_id = any(%(ids)s) and state = 'queued'
+ where job_id = any(%(ids)s)
 returning job_id, token, kind, tier, payload, attempts, leased_until"""
 
 _HELD = """
