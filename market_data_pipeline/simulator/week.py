@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 
 Judged = TypeVar("Judged")
 
-PROVIDERS = "yahoo,alpaca,massive"
+# One symbol a request, all three: who shares a request with whom is a matter of real time, and a week is to be the same twice.
+PROVIDERS = "yahoo,massive,finnhub"
 # Real seconds: nobody is to be slowed down by a limit that virtual minutes have long lifted.
-LIMITS = "yahoo=1000/s;alpaca=1000/s;massive=1000/s"
+LIMITS = "yahoo=1000/s;massive=1000/s;finnhub=1000/s"
 TICK = timedelta(minutes=5)
 CADENCES = "T0=300,T1=900,T2=0"
 # As the schedules and the gap sensor have them.
