@@ -66,7 +66,7 @@ class SessionAnswer:
     the same answer are on both sides, in the session or in those around it. An explicit null is no silence: it is no information
     (Yahoo sends nulls for its own losses too). ``is_evidence`` False: an answer from the past, whose bars are good and whose
     silence says nothing: it is no attempt. ``is_whole``, ``settlement``: as in ``ports.AnsweredSession``, and so ``quiet`` (None:
-    the same as ``silent``), ``witnessed``, ``seconded``, ``providers`` and ``next_over_at``.
+    the same as ``silent``), ``witnessed``, ``seconded``, ``providers``, ``next_over_at`` and ``is_taken``.
     """
 
     bars: Bools
@@ -79,6 +79,7 @@ class SessionAnswer:
     seconded: Bools | None = None
     providers: tuple[str, ...] = ()
     next_over_at: int | None = None
+    is_taken: bool = True
 
     @property
     def silence(self) -> Silence:
@@ -211,9 +212,11 @@ def _still(halted: Bools | None, present: Bools) -> Bools | None:
 def _finality(row: LedgerRow, answer: SessionAnswer, *, is_over: bool, now: datetime) -> Finality:
     """What the session is now: an answer about all of it, given late enough, makes it surer; nothing makes it less sure.
 
-    An answer that lacks much of what we hold is none: nothing is deleted for its sake, and nothing confirmed.
+    An answer that lacks much of what we hold is none: nothing is deleted for its sake, and nothing confirmed. Nor does one whose
+    values are not taken speak for those that are kept.
     """
-    if not (answer.is_evidence and answer.is_whole and is_over and confirms(answer.bars, row.present)):
+    speaks = answer.is_evidence and answer.is_whole and answer.is_taken
+    if not (speaks and is_over and confirms(answer.bars, row.present)):
         return row.finality
     return max(row.finality, Finality.FINAL if answer.settlement is None else answer.settlement.reached(now))
 

@@ -333,7 +333,8 @@ class AnsweredSession:
     of the session came, wanted or not. ``witnessed``: silent in one provider's answer, and another's with bars of the session has
     nothing there either; ``seconded``: two with bars of the session have nothing there, and no bar beyond it. None: nowhere.
     ``providers``: whose silence it is. ``starts_at``, ``ends_at``: of each slot, epoch seconds; None: no halt is looked up.
-    ``next_over_at``: when all bars of the calendar's next session are due, epoch seconds.
+    ``next_over_at``: when all bars of the calendar's next session are due, epoch seconds. ``is_taken`` False: other values are kept
+    than it holds, which the store finds out.
     """
 
     symbol_id: int
@@ -354,6 +355,7 @@ class AnsweredSession:
     starts_at: Int64s | None = None
     ends_at: Int64s | None = None
     next_over_at: int | None = None
+    is_taken: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

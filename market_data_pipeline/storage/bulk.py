@@ -314,6 +314,7 @@ def _said(session: AnsweredSession) -> SessionAnswer:
         seconded=session.seconded,
         providers=session.providers,
         next_over_at=session.next_over_at,
+        is_taken=session.is_taken,
     )
 
 
@@ -628,9 +629,8 @@ class CandleWriter:
                 cursor,
                 batch.interval,
                 before=before,
-                # An answer whose values are not taken does not speak for those that are kept: it must not make them final.
                 sessions=[
-                    replace(session, is_whole=False) if index in stored.left_alone else session
+                    replace(session, is_taken=False) if index in stored.left_alone else session
                     for index, session in enumerate(batch.sessions)
                 ],
                 changes=changes,
