@@ -80,8 +80,14 @@ def coverage_schedule() -> dg.ScheduleDefinition:
 
 
 def metadata_of(summary: "CoverageSummary") -> dict[str, Any]:
-    """What the asset says of itself: numbers by interval under names that stay, so that they can be plotted; then for people."""
-    metadata: dict[str, Any] = {
+    """What the asset says of itself: for people first; then numbers by interval under names that stay, to be plotted."""
+    metadata: dict[str, Any] = {"gap report": dg.MetadataValue.md(report_of(summary))}
+    if summary.picture is not None:
+        picture = base64.b64encode(summary.picture).decode("ascii")
+        metadata["picture"] = dg.MetadataValue.md(f"![sessions by symbols](data:image/png;base64,{picture})")
+    if summary.worst:
+        metadata["gaps"] = dg.MetadataValue.table([_record(one) for one in summary.worst])
+    metadata |= {
         "symbols": summary.symbols,
         "missing now": sum(line.bars for line in summary.missing),
         "given up": sum(line.bars for line in summary.missing if line.plan == "given_up"),
@@ -94,12 +100,6 @@ def metadata_of(summary: "CoverageSummary") -> dict[str, Any]:
         metadata[f"{one.interval} complete %"] = _complete(counts)
         metadata[f"{one.interval} final sessions"] = one.finality[Finality.FINAL]
         metadata[f"{one.interval} provisional sessions"] = one.finality[Finality.PROVISIONAL]
-    metadata["gap report"] = dg.MetadataValue.md(report_of(summary))
-    if summary.worst:
-        metadata["gaps"] = dg.MetadataValue.table([_record(one) for one in summary.worst])
-    if summary.picture is not None:
-        picture = base64.b64encode(summary.picture).decode("ascii")
-        metadata["picture"] = dg.MetadataValue.md(f"![sessions by symbols](data:image/png;base64,{picture})")
     return metadata
 
 
