@@ -28,7 +28,7 @@ from pydantic import (
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import InvalidInputError
-from market_data_pipeline.domain.queue import JobKind, NewJob
+from market_data_pipeline.domain.queue import JOB_ID, JobKind, NewJob
 from market_data_pipeline.domain.universe import SYMBOL_MAX_LENGTH, SYMBOL_PATTERN, Tier, valid_symbol
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ LONGEST_BACKFILL = {False: timedelta(days=366), True: timedelta(days=36_600)}
 # Of one tier what is fresh goes first: a quote is worth nothing a minute later, history waits.
 PRIORITIES = {JobKind.QUOTES_FETCH: 20, JobKind.BARS_FETCH: 10, JobKind.BACKFILL: 0}
 
-_JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _HINT = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 # RFC 3339 with the seconds left out at will. Python's own parser takes week dates, ordinal dates and times without a zone, too.
 _INSTANT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?:Z|[+-]\d{2}:\d{2})", re.ASCII)
@@ -72,7 +71,7 @@ def _quoted(value: object) -> str:
 
 
 def _job_id(value: object) -> str:
-    if not isinstance(value, str) or not _JOB_ID.fullmatch(value):
+    if not isinstance(value, str) or not JOB_ID.fullmatch(value):
         raise ValueError(f"{_quoted(value)} is not a job id: expected 1-128 letters, digits and . _ : -")
     return value
 
@@ -181,7 +180,7 @@ _SYMBOLS_SCHEMA = {
 _INSTANT_SCHEMA = _text(_INSTANT.pattern, title="Instant", example="2024-11-29T14:30:00Z")
 
 JobId = Annotated[
-    str, BeforeValidator(_job_id), WithJsonSchema(_text(_JOB_ID.pattern, title="Job id", example="rlc-2024-11-29-000017"))
+    str, BeforeValidator(_job_id), WithJsonSchema(_text(JOB_ID.pattern, title="Job id", example="rlc-2024-11-29-000017"))
 ]
 Priority = Annotated[
     Tier, BeforeValidator(_tier), WithJsonSchema({"type": "string", "enum": [str(tier) for tier in Tier], "title": "Priority"})
