@@ -19,7 +19,9 @@ from market_data_pipeline.domain.sessions import date_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from market_data_pipeline.domain.candles import Bools, Int16s, Int32s, Int64s
+    import numpy.typing as npt
+
+    from market_data_pipeline.domain.candles import Bools, Float64s, Int16s, Int32s, Int64s, Interval
     from market_data_pipeline.domain.finality import Settlement
     from market_data_pipeline.domain.ports import BarsAnswer, CorporateAction, Fetch
     from market_data_pipeline.domain.sessions import TradingCalendar
@@ -35,6 +37,8 @@ _STALE_SECONDS = 1800
 _DENSE = 0.9
 # Fewer bars than this are no pattern.
 _PATTERN, _HOURS = 8, 6
+# So many closes in a row do not repeat those of the bars before them by chance.
+_TELLING = 3
 _DAY = 86_400
 _NOTHING = Reference()
 
@@ -138,7 +142,12 @@ def judge(  # noqa: PLR0913 - everything a bar is held against
 
     everything = bool(usable.all())
     sound = np.arange(len(places)) if everything else np.flatnonzero(usable)
-    misfit = _misplaced(rows, grid, asked) or _coarser(rows, grid, asked) or _lawless(finished, usable, reasons)
+    misfit = (
+        _misplaced(rows, grid, asked)
+        or _told_of_other_bars(rows, grid, reference, answer.request.interval)
+        or _coarser(rows, grid, asked)
+        or _lawless(finished, usable, reasons)
+    )
     findings = (
         Findings(PayloadError.kind, misfit)
         if misfit
@@ -280,6 +289,33 @@ def _misplaced(rows: _Rows, grid: Grid, asked: Bools) -> str | None:
     if off >= _PATTERN and off > len(rows.places):
         return f"{off} bars open where no bar of the interval does"
     return None
+
+
+def _told_of_other_bars(rows: _Rows, grid: Grid, held: Reference | None, interval: Interval) -> str | None:
+    """Why the stamps cannot be opens: each close is the one that we hold of the bar before, and not of the same.
+
+    A request for a running session holds a few bars that are stored, and its ends show nothing. Only late stamps are looked for:
+    if it is what we hold that is stamped late, a right answer looks early, and must be able to correct it.
+    """
+    if interval.is_daily or held is None or held.held_at is None or held.held_close is None or not len(held.held_at):
+        return None
+    stamps = grid.opened_at[rows.places]
+    with np.errstate(over="ignore", invalid="ignore"):
+        closes = rows.columns.close.astype(np.float32)
+        own = _held(held.held_at, held.held_close, stamps)
+        before = _held(held.held_at, held.held_close, stamps - interval.seconds)
+        # A comparison with NaN, where nothing is held, is false.
+        telling = np.abs(own - before) > 0
+        same = closes == before
+    if telling.sum() >= _TELLING and same[telling].all():
+        return f"{int(telling.sum())} bars have the closes that we hold of the bars before them: stamped {_late(interval.seconds)}"
+    return None
+
+
+def _held(held_at: Int64s, held_close: Float64s, stamps: Int64s) -> npt.NDArray[np.float32]:
+    """The closes held at ``stamps``, NaN where there is none. Providers that widen float32 are compared as such."""
+    places = np.minimum(np.searchsorted(held_at, stamps), len(held_at) - 1)
+    return np.where(held_at[places] == stamps, held_close[places], np.nan).astype(np.float32)
 
 
 def _late(shift: int) -> str:

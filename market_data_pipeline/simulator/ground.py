@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProvingGround:
-    """A folder and a Postgres server."""
+    """A folder and a Postgres server. ``keep``: what is made on it stays."""
 
     home: Path
     server_url: str
+    keep: bool = False
 
     @contextmanager
     def database(self) -> Iterator[str]:
@@ -48,6 +49,8 @@ class ProvingGround:
                 apply_migrations(engine)
                 engine.dispose()
                 yield url
+                if self.keep:
+                    return
                 connection.exec_driver_sql(f'drop database "{name}" with (force)')
         finally:
             server.dispose()
@@ -74,13 +77,13 @@ class ProvingGround:
 
 @contextmanager
 def proving_ground(name: str, *, keep: bool = False) -> Iterator[ProvingGround]:
-    """A folder called after ``name`` and a Postgres in it, both gone at the end; with ``keep`` the folder stays, stopped."""
+    """A folder called after ``name`` and a Postgres in it, both gone at the end; with ``keep`` both stay, stopped."""
     # Not under a private directory: root's server runs as another account, which must be able to enter.
     home = Path(tempfile.mkdtemp(prefix=f"mdp-{name}-"))
     home.chmod(0o711)
     server = EmbeddedPostgres(home, extra_settings={"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
     try:
-        yield ProvingGround(home, server.ensure())
+        yield ProvingGround(home, server.ensure(), keep)
     finally:
         server.stop()
         if not keep:

@@ -388,11 +388,17 @@ def _same_float32(column: str, alias: str) -> str:
 
 
 def _differs(alias: str, *, as_float32: bool) -> str:
-    """Whether a stored bar, or a value it had, differs from the staged one; ``alias`` is its table's."""
-    if not as_float32:
-        return f"({_listed(VALUES, alias)}) is distinct from ({_listed(VALUES, 's')})"
-    measures = f"({_listed(MEASURES, alias)}) is distinct from ({_listed(MEASURES, 's')})"
-    return " or ".join([measures, *(f"not ({_same_float32(column, alias)})" for column in PRICES)])
+    """Whether a stored bar, or a value it had, differs from the staged one; ``alias`` is its table's.
+
+    What another provider does not tell is no difference: one without VWAP and trades would else take them from bars that have them.
+    """
+    told = ("volume",) if as_float32 else (*PRICES, "volume")
+    untold = [
+        f"({alias}.{column} is distinct from s.{column} and (s.{column} is not null or {alias}.provider = s.provider))"
+        for column in ("vwap", "trades")
+    ]
+    prices = [f"not ({_same_float32(column, alias)})" for column in PRICES] if as_float32 else []
+    return " or ".join([f"({_listed(told, alias)}) is distinct from ({_listed(told, 's')})", *untold, *prices])
 
 
 def _listed(columns: Sequence[str], alias: str = "") -> str:

@@ -388,11 +388,16 @@ def _complaints(found: _WrongRow, bars: CandleColumns) -> list[tuple[Discrepancy
 
 
 def _digests(found: _WrongRow, bars: CandleColumns) -> list[bytes | None]:
-    """The digests that an answer with exactly the stored bars would have, at either resolution of prices."""
+    """The digests that an answer with exactly the stored bars would have, at either resolution of prices.
+
+    VWAP and trades are those of the stored bars, or untold: another provider may have said the same without them.
+    """
+    unknown = np.full(len(bars), np.nan)
     return [
         digest
+        for told in (bars, replace(bars, vwap=unknown, trades=unknown))
         for float32_prices in (False, True)
-        for digest in session_digests(_as_batch(found, bars, float32_prices=float32_prices), np.array([0, len(bars)], np.int64))
+        for digest in session_digests(_as_batch(found, told, float32_prices=float32_prices), np.array([0, len(bars)], np.int64))
     ]
 
 

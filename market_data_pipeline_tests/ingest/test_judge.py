@@ -89,6 +89,36 @@ def test_a_bar_after_the_close_of_a_half_day_is_left_out_and_counted() -> None:
     assert result.fetch.dropped == {"outside_session": 2}
 
 
+def climbing(opens: list[int]) -> CandleColumns:
+    """Bars whose closes all differ: each opens where the one before it closed."""
+    closes = 100 + np.arange(len(opens)) / 16
+    return CandleColumns.of(np.array(opens), closes - 0.0625, closes + 0.25, closes - 0.25, closes, np.full(len(opens), 100.0))
+
+
+HELD = Reference(held_at=np.array(OPENS[:60]), held_close=climbing(OPENS[:60]).close)
+LATE = replace(climbing(OPENS[:66]).take(np.arange(54, 65)), opened_at=np.array(OPENS[55:66]))
+
+
+def test_stamps_that_are_late_in_a_running_session_are_told_by_the_closes_that_are_held() -> None:
+    now = OPENS[66] + 90
+    answer = an_answer(LATE)
+    result = judged(answer, now=now, reference=HELD)
+    assert is_condemned(result, "malformed", answer)
+    assert str(result.reason).startswith("5 bars have the closes that we hold of the bars before them: stamped 60 seconds late")
+
+
+def test_a_right_answer_is_taken_though_what_is_held_is_stamped_late() -> None:
+    held = replace(HELD, held_at=np.array(OPENS[1:61]))
+    result = judged(an_answer(climbing(OPENS[:66])), now=OPENS[66] + 90, reference=held)
+    assert result.kind == "ok"
+    assert len(result.columns) == 66
+
+
+def test_a_price_that_stands_still_is_not_stamped_late() -> None:
+    held = Reference(held_at=np.array(OPENS[:60]), held_close=bars_at(OPENS[:60]).close)
+    assert judged(an_answer(bars_at(OPENS[:66])), now=OPENS[66] + 90, reference=held).kind == "ok"
+
+
 def test_a_bar_that_has_not_ended_by_the_clock_is_left_out_whatever_it_looks_like() -> None:
     now = OPENS[100] + 60 + 89
     result = judged(an_answer(bars_at(OPENS[:101])), now=now)

@@ -195,6 +195,16 @@ def test_vwap_and_trades_that_become_known_or_unknown_are_revisions(store: Store
     assert store.rows("select vwap, trades from candles_intraday order by opened_at") == [(None, None), (None, None)]
 
 
+def test_a_better_provider_that_tells_no_vwap_takes_none_from_a_bar_that_agrees(store: Store) -> None:
+    known, untold = Bar(10.0, 10.0, 10.0, 10.0, 100.0, 10.0, 3.0), flat(10.0)
+    store.write(Answer(store.aapl, MONDAY, {0: known}), provider="massive")
+
+    report = store.write(Answer(store.aapl, MONDAY, {0: untold}), provider="yahoo", ranking=["yahoo", "massive"])
+
+    assert (report.revised, report.left_alone, report.unchanged) == (0, 0, 1)
+    assert store.rows("select vwap, trades from candles_intraday") == [(10.0, 3)]
+
+
 def test_a_bar_that_a_later_answer_lacks_stays(store: Store) -> None:
     store.write(full(store.aapl, MONDAY))
     before = store.closes()
