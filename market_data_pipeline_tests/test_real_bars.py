@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -92,18 +93,27 @@ def test_lean_bars_of_2013_are_stored_without_what_traded_outside_the_session(
 
 @pytest.mark.parametrize("interval", [Interval.M1, Interval.D1])
 def test_as_of_each_pull_every_bar_of_that_pull_has_its_values(tmp_path: Path, database_url: str, interval: Interval) -> None:
+    """But for what flickers: Yahoo's servers tell some days in two values that differ in the last bit, now this, now that."""
     recorded = yahoo_aapl_snapshots_2026(tmp_path / "data")
     pulls = recorded.pulls[interval, "AAPL"]
     with a_world(recorded.directory, database_url, tmp_path, now=pulls[0].known_from) as world:
         [aapl] = world.load("AAPL")
         seen: dict[int, tuple[float, ...]] = {}
+        tenures: Counter[tuple[int, tuple[float, ...]]] = Counter()
         believed: list[tuple[datetime, dict[int, tuple[float, ...]]]] = []
         for pull in pulls:
             world.simulator.set_now(pull.known_from)
             backfilled(world, aapl, interval, pull.rows, refetch=True)
             # What is unfinished at the time of the pull is not a bar yet.
-            seen |= finished(interval, values_of(pull.rows), pull.known_from)
-            believed.append((pull.known_from, as_float32(seen)))
+            for at, told in as_float32(finished(interval, values_of(pull.rows), pull.known_from)).items():
+                if told == seen.get(at):
+                    continue
+                if tenures[at, told] < 2:
+                    seen[at] = told
+                    tenures[at, told] += 1
+                else:
+                    assert told == pytest.approx(seen[at], rel=1e-6), "the third time it is left out, and is the same but for noise"
+            believed.append((pull.known_from, dict(seen)))
         for known_at, bars in believed:
             assert as_float32(read(world, aapl, interval, as_of=known_at)) == bars
         assert world.count("candle_revisions") > 0

@@ -72,7 +72,7 @@ def test_the_client_speaks_to_the_webserver_we_install(webserver: Webserver) -> 
 
 
 @pytest.mark.parametrize(("is_new", "kind"), [(True, "assetMaterializations"), (False, "assetObservations")])
-@pytest.mark.parametrize("asset", [("quotes", "l1"), ("candles", "1h")], ids="/".join)
+@pytest.mark.parametrize("asset", [("quotes", "told by a test"), ("candles", "1h")], ids="/".join)
 def test_an_event_without_a_run_is_seen_on_the_asset_partitioned_or_not(
     webserver: Webserver, asset: tuple[str, str], kind: str, *, is_new: bool
 ) -> None:
