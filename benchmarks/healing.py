@@ -46,7 +46,7 @@ def main() -> int:
                 "requests": held.requests,
                 "a healed bar": held.requests / held.healed if held.healed else None,
                 "everything again": held.requests_everything,
-                "at least": held.requests_at_least,
+                "by fixed spans": held.requests_by_span,
                 "else changed": "nothing" if not held.complaints else "SEE BELOW",
                 "seconds": time.monotonic() - started,
             }

@@ -56,7 +56,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What became of the removed bars. Counts by interval; ``requests`` of healing, of asking everything again, and at least."""
+    """What became of the removed bars. Counts by interval; ``requests`` of healing, of asking everything again, and one a symbol and span."""
 
     seed: int
     stored: Mapping[str, int]
@@ -67,7 +67,7 @@ class Removal:
     rounds: int
     requests: int
     requests_everything: int
-    requests_at_least: int
+    requests_by_span: int
     complaints: Sequence[str]
 
     @property
@@ -141,7 +141,7 @@ class _Trial:
             rounds=rounds,
             requests=requests,
             requests_everything=len(self._simulator.requests()),
-            requests_at_least=self._least(chosen),
+            requests_by_span=self._least(chosen),
             complaints=self._complaints,
         )
 

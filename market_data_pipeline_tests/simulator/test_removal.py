@@ -36,8 +36,8 @@ def test_every_removed_bar_comes_back_as_new_knowledge_and_nothing_else_changes(
 
 
 def test_healing_asks_once_for_each_symbol_interval_and_span_that_lacks_something(held: Removal) -> None:
-    assert held.requests <= held.requests_at_least
-    assert held.requests_at_least <= held.requests_everything
+    assert held.requests <= held.requests_by_span
+    assert held.requests_by_span <= held.requests_everything
 
 
 def test_bars_of_derived_intervals_are_derived_again_without_a_request(held: Removal) -> None:
