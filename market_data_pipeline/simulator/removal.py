@@ -56,7 +56,10 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What became of the removed bars. Counts by interval; ``requests`` of healing, of asking everything again, and one a symbol and span."""
+    """What became of the removed bars.
+
+    Counts are by interval. ``requests``: of healing, of asking everything again, and of one a symbol and span.
+    """
 
     seed: int
     stored: Mapping[str, int]
