@@ -77,6 +77,8 @@ class Grid:
 
     def without(self, sessions: Bools) -> Grid:
         """The grid less the sessions that a mask, one element a session, names."""
+        if not sessions.any():
+            return self
         keep = ~sessions
         bars = np.repeat(keep, self.lengths)
         offsets = np.concatenate(([0], np.cumsum(self.lengths[keep])))
