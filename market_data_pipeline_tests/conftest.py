@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -35,6 +36,10 @@ FAST_AND_FORGETFUL = {
     "log_checkpoints": "off",
 }
 HOMES = "mdp-test-"
+
+# A shell that starts us in the background makes us, and all whom we start, deaf to Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def roomy_memory() -> str | None:
