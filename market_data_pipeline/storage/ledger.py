@@ -114,6 +114,13 @@ numbered as (
   select *, sum(begins) over (partition by symbol_id, interval_s order by session) as stretch from marked
 )"""
 
+
+def _within_reach(edge: str) -> str:
+    """That somebody still serves the session of ``c``: its ``edge`` is not too long ago, by its calendar or else by any."""
+    reach = "case when r.interval_s is null then e.seconds else r.seconds end"
+    return f"({reach} is null or c.{edge} > %(now)s - make_interval(secs => {reach}))"
+
+
 _DUE_GAPS = f"""{_REACHES},
 due as materialized (
   select c.symbol_id, c.interval_s, c.session, c.absent, c.attempts, c.failures, c.next_attempt_at,
@@ -124,8 +131,7 @@ due as materialized (
      and case c.interval_s when 86400 then c.closes_at
               else least(c.opens_at + make_interval(secs => c.interval_s), c.closes_at)
          end <= %(now)s - %(settle)s
-     and (case when r.interval_s is null then e.seconds else r.seconds end is null
-          or c.closes_at > %(now)s - make_interval(secs => case when r.interval_s is null then e.seconds else r.seconds end))
+     and {_within_reach("closes_at")}
    order by c.next_attempt_at, u.head_starts, c.symbol_id, c.interval_s, c.session
    limit %(considered)s
 ),
@@ -152,8 +158,7 @@ due as materialized (
 {_FOLLOWED}
      and c.recheck_at <= %(now)s + %(company)s
      and not coalesce(c.absent > 0 and c.next_attempt_at <= %(now)s, false)
-     and (case when r.interval_s is null then e.seconds else r.seconds end is null
-          or c.opens_at > %(now)s - make_interval(secs => case when r.interval_s is null then e.seconds else r.seconds end))
+     and {_within_reach("opens_at")}
    order by c.recheck_at, u.head_starts, c.symbol_id, c.interval_s, c.session
    limit %(considered)s
 ),
