@@ -23,6 +23,7 @@ setup(
         ("share/market_data_pipeline", ["dagster.yaml", "workspace.yaml"]),
     ],
     install_requires=[
+        "apprise>=1.9",
         "click>=8.1",
         "dagster>=1.13,<1.14",
         "dagster-postgres>=0.29,<0.30",
@@ -37,6 +38,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=2.0",
         "orjson>=3.10",
+        "prometheus-client>=0.22",
         "pandas>=2.2",
         "psutil>=6.0",
         "psycopg2-binary>=2.9.10",
@@ -46,15 +48,24 @@ setup(
         "pyyaml>=6.0",
         "rich>=13.9",
         "sqlalchemy>=2.0",
+        "starlette>=0.45",
+        "structlog>=25.1",
         "tenacity>=9.0",
+        "uvicorn>=0.34",
     ],
     extras_require={
         # Jobs from a Rate-Limit Coordinator's Redis lists: `mdp consume`.
         "rlc": ["redis>=5.0"],
+        # maybe_trace: profiles of what a run did. Nothing is imported while MDP_VIZTRACER_ENABLED is off.
+        "tracing": ["viztracer>=1.0"],
+        # Spans to an OTLP collector. Nothing is imported while MDP_OTEL_ENDPOINT is unset.
+        "telemetry": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
         "dev": [
             "hypothesis>=6.120",
             "import-linter>=2.1",
             "mypy>=1.14",
+            "opentelemetry-exporter-otlp-proto-http>=1.30",
+            "opentelemetry-sdk>=1.30",
             "pandas-market-calendars>=5.0",
             "pandas-stubs>=2.2",
             "pytest>=9.0",
@@ -68,6 +79,7 @@ setup(
             "types-psutil",
             "types-psycopg2",
             "types-PyYAML",
+            "viztracer>=1.0",
         ],
     },
     entry_points={

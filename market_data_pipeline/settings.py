@@ -185,6 +185,29 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(default=None, description="Redis of the Rate-Limit Coordinator: redis://host:6379/0.")
     partition_budget: int = Field(default=60_000, ge=1, description="Most partitions an asset may have; the grain follows from it.")
     event_retention_days: int = Field(default=30, ge=1, description="Finished Dagster runs older than this are pruned.")
+    quotes_retention_days: int = Field(default=14, ge=1, description="Quotes older than this are pruned.")
+    chains_retention_days: int = Field(default=365, ge=1, description="Option chains older than this are pruned.")
+    fetches_retention_days: int = Field(
+        default=90, ge=7, description="Provenance that no kept row names, and refused rows, are pruned when older than this."
+    )
+    slo_targets: TierNumbers = Field(
+        default="T0=0.005,T1=0.02,T2=0.05", description="Share of tradable symbols, and of due bars, that may be late, by tier."
+    )
+    eod_within_seconds: int = Field(
+        default=7200, ge=0, description="How long after the close a bar may come that is not collected while the market is open."
+    )
+    watch_every_seconds: float = Field(default=30.0, ge=5, description="How often SLOs and alert rules are looked at.")
+    alerts_file: Path | None = Field(default=None, description="YAML of channels, routes, thresholds and price rules.")
+    disk_free_least: float = Field(default=0.1, ge=0, le=1, description="Free share of the disk below which an alert begins.")
+    serve_host: str = Field(default="127.0.0.1", description="Where `mdp serve` listens.")
+    serve_port: int = Field(default=8600, ge=0, le=65535, description="Its port; 0: any that is free.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Logs for people, or one JSON object a line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least that is logged.")
+    viztracer_enabled: bool = Field(default=False, description="Whether maybe_trace records (extra `tracing`).")
+    viz_out_dir: Path | None = Field(default=None, description="Where it writes; unset: MDP_HOME/traces.")
+    otel_endpoint: HttpUrl | None = Field(
+        default=None, description="OTLP/HTTP endpoint for spans (extra `telemetry`); unset: nothing is recorded."
+    )
 
     @property
     def healing_policy(self) -> HealingPolicy:

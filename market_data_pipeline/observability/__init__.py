@@ -1,0 +1,1 @@
+"""What is shown of the pipeline and said about it: metrics as text, traces, logs, messages. No rule is decided here."""
