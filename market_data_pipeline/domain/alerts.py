@@ -28,8 +28,8 @@ class Rule:
 
     ``for_seconds``: how long it must be found before anybody is told. ``clear_seconds``: how long it must be gone before it counts
     as over. ``escalate_seconds``: unacknowledged for so long after it was told, it is told again, to whoever escalations go to;
-    None: never. ``explained_by``: while an alert of one of these rules is open (with labels that do not contradict), this one is
-    kept and not told: one outage is one alert. ``runbook``: the page ``docs/operations/<runbook>.md``.
+    None: never. ``explained_by``: while an alert of one of these rules is open (with labels that do not contradict, and at least as
+    urgent), this one is kept and not told: one outage is one alert. ``runbook``: the page ``docs/operations/<runbook>.md``.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Finding:
     ``holds_only``: the value is between the threshold that begins an alert and the one that ends it: an open alert stays open, and
     none begins. ``text``: one sentence with the numbers. ``members``: who is meant, where that is more than one (symbols); a change
     of members alone is not told again. ``labels``: what the alert is about (provider, tier, interval), for silences and routing.
+    ``severity``: where it is not the rule's: T1 late is no T0 late. An open alert that becomes more urgent is told again.
     """
 
     rule: str
@@ -58,6 +59,7 @@ class Finding:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     members: tuple[str, ...] = ()
     holds_only: bool = False
+    severity: Severity | None = None
 
 
 @dataclass(frozen=True, slots=True)
