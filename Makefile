@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_HOME ?= $(CURDIR)/.mdp-demo
 
-.PHONY: install demo dev test lint types layers pytest bench lock clean
+.PHONY: install demo dev test lint types layers tools pytest bench lock clean
 
 install: $(VENV)/installed
 
@@ -40,7 +40,11 @@ types: install
 layers: install
 	$(BIN)/lint-imports
 
-pytest: install
+## Prometheus, its promtool, the Blackbox Exporter and Chromium, for the tests of alerts, dashboards and pages.
+tools:
+	@deploy/install_tools.sh
+
+pytest: install tools
 	$(BIN)/pytest
 
 ## Side-by-side measurements; tables on the screen, JSON under benchmarks/results.
@@ -53,4 +57,4 @@ lock:
 	$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --no-emit-index-url --no-header --upgrade -q -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
