@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from market_data_pipeline.domain.capabilities import parse_limits
@@ -14,6 +16,7 @@ from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputE
 from market_data_pipeline.domain.healing import HealingPolicy
 from market_data_pipeline.domain.health import HealthPolicy
 from market_data_pipeline.domain.queue import QueuePolicy
+from market_data_pipeline.domain.redaction import is_sensitive
 from market_data_pipeline.domain.universe import Tier
 
 YAHOO_QUERY_URL = "https://query2.finance.yahoo.com"
@@ -28,6 +31,9 @@ def _http_url(text: str) -> str:
         raise ValueError(f"{text!r} is not a URL: expected http://… or https://…")
     return text.rstrip("/")
 
+
+# What is shorter is no secret, and hiding it everywhere would hide everything.
+_SHORTEST_SECRET = 8
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
@@ -203,8 +209,17 @@ class Settings(BaseSettings):
     serve_port: int = Field(default=8600, ge=0, le=65535, description="Its port; 0: any that is free.")
     log_format: Literal["text", "json"] = Field(default="text", description="Logs for people, or one JSON object a line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least that is logged.")
-    viztracer_enabled: bool = Field(default=False, description="Whether maybe_trace records (extra `tracing`).")
-    viz_out_dir: Path | None = Field(default=None, description="Where it writes; unset: MDP_HOME/traces.")
+    # The reference's names of these two hold as well: VIZTRACER_ENABLED and VIZ_OUT_DIR.
+    viztracer_enabled: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("mdp_viztracer_enabled", "viztracer_enabled"),
+        description="Whether maybe_trace records (extra `tracing`).",
+    )
+    viz_out_dir: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("mdp_viz_out_dir", "viz_out_dir"),
+        description="Where it writes; unset: MDP_HOME/traces.",
+    )
     otel_endpoint: HttpUrl | None = Field(
         default=None, description="OTLP/HTTP endpoint for spans (extra `telemetry`); unset: nothing is recorded."
     )
@@ -254,10 +269,25 @@ class Settings(BaseSettings):
             settings = cls()
         except ValidationError as invalid:
             # from None: pydantic's text repeats the input, which may be a database URL with its password.
-            problems = "; ".join(f"MDP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in invalid.errors(include_input=False))
+            problems = "; ".join(
+                f"MDP_{str(e['loc'][0]).upper().removeprefix('MDP_')}: {e['msg']}" for e in invalid.errors(include_input=False)
+            )
             raise ConfigurationError(problems) from None
         if settings.demote_below >= settings.promote_above:
             raise ConfigurationError(
                 f"MDP_DEMOTE_BELOW {settings.demote_below:g} must be less than MDP_PROMOTE_ABOVE {settings.promote_above:g}"
             )
         return settings.model_copy(update={"home": Path(os.path.abspath(settings.home.expanduser()))})  # noqa: PTH100 - resolve() would follow symlinks
+
+
+def secrets_of(settings: Settings) -> frozenset[str]:
+    """The values that must not be shown, wherever they stand: those of secret settings and of this environment's secrets.
+
+    Of a URL with a password, the password alone, too.
+    """
+    told = {value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)}
+    told |= {value for name, value in os.environ.items() if name.startswith("MDP_") and is_sensitive(name)}
+    urls = [value for value in told if "://" in value and "@" in value]
+    with suppress(ValueError):
+        told |= {unquote(password) for url in urls if (password := urlsplit(url).password)}
+    return frozenset(value for value in told if len(value) >= _SHORTEST_SECRET)

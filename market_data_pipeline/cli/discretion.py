@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-
-from market_data_pipeline.providers.http import HIDDEN, redact
+from market_data_pipeline.domain.redaction import HIDDEN, redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from market_data_pipeline.settings import Settings
 
 # Of a text. Twice as much is looked at for secrets: one that the cut would halve no longer looks like one.
 _SHOWN = 4 << 10
 # Payloads that are JSON and not longer are shown member by member.
 _MOST_JSON = 64 << 10
 _DEEPEST = 8
-# What is shorter is no secret, and hiding it everywhere would hide everything.
-_SHORTEST_SECRET = 8
-
-
-def secrets_of(settings: Settings) -> frozenset[str]:
-    """The values that must not be shown, wherever they stand: those of secret settings and of this environment's secrets."""
-    told = {value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)}
-    told |= {value for name, value in os.environ.items() if name.startswith("MDP_") and _is_sensitive(name)}
-    return frozenset(value for value in told if len(value) >= _SHORTEST_SECRET)
 
 
 def discreet(value: Any, secrets: Collection[str] = (), *, depth: int = 0) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -70,7 +70,8 @@ def dlq() -> None:
 @json_option
 def list_(*, tier: str | None, kind: str | None, interval: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the newest first."""
-    from market_data_pipeline.cli.discretion import discreet, secrets_of  # noqa: PLC0415 - `mdp --help` must not wait for HTTP
+    from market_data_pipeline.cli.discretion import discreet  # noqa: PLC0415 - `mdp --help` must not wait for it
+    from market_data_pipeline.settings import secrets_of  # noqa: PLC0415
 
     with opened_pipeline() as pipeline:
         letters = pipeline.jobs.dead_letters(_meant(tier, kind, interval), limit=limit)
@@ -103,7 +104,8 @@ def _row(letter: DeadLetter) -> dict[str, Any]:
 @json_option
 def show(*, job_id: str, as_json: bool) -> None:
     """Show one dead letter with its payload. What a name calls secret is shown as ***, and so is every secret of our own."""
-    from market_data_pipeline.cli.discretion import discreet, payload, secrets_of  # noqa: PLC0415 - `mdp --help` must not wait for HTTP
+    from market_data_pipeline.cli.discretion import discreet, payload  # noqa: PLC0415 - `mdp --help` must not wait for it
+    from market_data_pipeline.settings import secrets_of  # noqa: PLC0415
 
     with opened_pipeline() as pipeline:
         letter = pipeline.jobs.dead_letter(job_id)
@@ -239,7 +241,8 @@ def stats(*, as_json: bool) -> None:
 @json_option
 def audit(*, limit: int, as_json: bool) -> None:
     """Print who did what by hand, the newest first. The log can be added to, and never changed."""
-    from market_data_pipeline.cli.discretion import discreet, secrets_of  # noqa: PLC0415 - `mdp --help` must not wait for HTTP
+    from market_data_pipeline.cli.discretion import discreet  # noqa: PLC0415 - `mdp --help` must not wait for it
+    from market_data_pipeline.settings import secrets_of  # noqa: PLC0415
     from market_data_pipeline.storage.audit import AuditLog  # noqa: PLC0415 - nor for psycopg2
 
     with opened_pipeline() as pipeline:

@@ -113,7 +113,8 @@ def _name_some(what: str, named: Mapping[str, str]) -> None:
 @json_option
 def list_(*, state: str | None, tier: str | None, kind: str | None, interval: str | None, limit: int, as_json: bool) -> None:
     """List jobs, the newest first, and say how many wait in each tier."""
-    from market_data_pipeline.cli.discretion import discreet, secrets_of  # noqa: PLC0415 - `mdp --help` must not wait for HTTP
+    from market_data_pipeline.cli.discretion import discreet  # noqa: PLC0415 - `mdp --help` must not wait for it
+    from market_data_pipeline.settings import secrets_of  # noqa: PLC0415
 
     with opened_pipeline() as pipeline:
         found = pipeline.jobs.jobs(
@@ -161,7 +162,8 @@ def _row(job: JobRecord) -> dict[str, Any]:
 @json_option
 def show(*, job_id: str, as_json: bool) -> None:
     """Show everything known of the job ID: what it asks for, its attempts, who has it, how it ended. No secret is shown."""
-    from market_data_pipeline.cli.discretion import discreet, secrets_of  # noqa: PLC0415 - `mdp --help` must not wait for HTTP
+    from market_data_pipeline.cli.discretion import discreet  # noqa: PLC0415 - `mdp --help` must not wait for it
+    from market_data_pipeline.settings import secrets_of  # noqa: PLC0415
 
     with opened_pipeline() as pipeline:
         found = pipeline.jobs.job(job_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Self
-from urllib.parse import parse_qsl, quote, quote_plus, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import httpcore
 import httpx
@@ -30,6 +30,7 @@ from market_data_pipeline.domain.errors import (
     RateLimitedError,
     TransientError,
 )
+from market_data_pipeline.domain.redaction import HIDDEN, SHORTEST_SECRET, is_sensitive, redact
 from market_data_pipeline.providers.answer_cache import AnswerCache, Kept
 from market_data_pipeline.providers.connections import Connections
 
@@ -40,25 +41,11 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.ports import Budget
     from market_data_pipeline.settings import Settings
 
-_SENSITIVE_WORDS = ("token", "key", "crumb", "secret", "password", "passwd", "signature", "authorization", "credential", "cookie")
-_SENSITIVE_NAME = rf"[\w.-]*(?:{'|'.join(_SENSITIVE_WORDS)})[\w.-]*"
-# A parameter, a header or a JSON member, an item of a printed dict or list of headers.
-_SECRET_PARAMETER = re.compile(rf"(?i)(?<![\w.%-])({_SENSITIVE_NAME})=([^&#\s\"'<>]*)")
-_SECRET_HEADER = re.compile(
-    rf"(?i)(?<![\w.%-])b?[\"']?({_SENSITIVE_NAME})(?:[\"']?:\s*|[\"'],\s*(?=b?[\"']))(?:(?:bearer|basic)\s+)?[^\s,;&]+"
-)
-# Their values have spaces and semicolons of their own.
-_SECRET_LINE = re.compile(r"(?i)((?:set-)?cookie|(?:proxy-)?authorization)(?:[\"']?:\s*|[\"'],\s*(?=b?[\"']))b?[\"']?[^\"'\r\n]+")
-_USER_INFO = re.compile(r"(?<=://)[^/@\s?#]+@")
-HIDDEN = "***"
-
 # A provider that says "come back in a year" is wrong or means "not today": ask again tomorrow.
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 _DECIMAL = re.compile(r"\d+(?:\.\d+)?")
 # X-Ratelimit-Reset is an instant with some vendors and a number of seconds with others: no wait is as long as the epoch is old.
 _OLDEST_INSTANT = 1e9
-# Anything shorter is no secret, and hiding it everywhere would make every message unreadable.
-_SHORTEST_SECRET = 4
 _SHORTEST_KEY = 8
 # The patterns are quadratic in a word made to hurt them: at 4 KiB that is a few milliseconds.
 _EXCERPT_BYTES = 4 << 10
@@ -77,42 +64,18 @@ _LAST_PORT = 65_535
 _BROKEN = (httpcore.ConnectionNotAvailable, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, H2Error)
 
 
-def redact(text: str, secrets: Collection[str] = ()) -> str:
-    """``text`` without the values of secret parameters and headers, without user:password@, and without any of ``secrets``.
-
-    Do this before cutting a text short: half a key no longer looks like one.
-    """
-    for secret in sorted(secrets, key=len, reverse=True):
-        for form in (secret, quote(secret, safe=""), quote_plus(secret)):
-            text = text.replace(form, HIDDEN)
-    if "@" in text:
-        text = _USER_INFO.sub(f"{HIDDEN}@", text)
-    if not _is_sensitive(text):
-        # Most texts: the three patterns below would cost more than the rest of a request.
-        return text
-    text = _SECRET_LINE.sub(rf"\1: {HIDDEN}", text)
-    text = _SECRET_PARAMETER.sub(rf"\1={HIDDEN}", text)
-    return _SECRET_HEADER.sub(rf"\1: {HIDDEN}", text)
-
-
 def describe(url: str, params: Mapping[str, str | int], headers: Mapping[str, str]) -> str:
     """A GET request as text for logs and provenance, redacted."""
     query = "&".join(f"{name}={quote(str(value), safe=',')}" for name, value in params.items())
     return redact(f"GET {url}?{query}" if query else f"GET {url}", _secrets_of(params, headers))
 
 
-def _is_sensitive(text: str) -> bool:
-    """Whether one of the words is in it; a tenth of the cost of a pattern that does not care about case."""
-    lower = text.lower()
-    return any(word in lower for word in _SENSITIVE_WORDS)
-
-
 def _secrets_of(params: Mapping[str, str | int], headers: Mapping[str, str]) -> frozenset[str]:
     """The values of parameters and headers whose names say that they are secret."""
-    named = [(name, str(value)) for name, value in (*params.items(), *headers.items()) if _is_sensitive(name)]
+    named = [(name, str(value)) for name, value in (*params.items(), *headers.items()) if is_sensitive(name)]
     # A cookie is several secrets in one line, and an authorization has a word before it: an echo may show the part alone.
     parts = [part for _, value in named for word in value.split() for part in (word, word.partition("=")[2].rstrip(";"))]
-    return frozenset(value for value in (*(value for _, value in named), *parts) if len(value) >= _SHORTEST_SECRET)
+    return frozenset(value for value in (*(value for _, value in named), *parts) if len(value) >= SHORTEST_SECRET)
 
 
 class _Discreet(logging.Filter):
@@ -256,7 +219,7 @@ class _Target:
             headers={**_OUR_HEADERS, **{name.lower(): text for name, text in headers.items()}},
             described=described,
             secrets=secrets,
-            is_keyless=not target.userinfo and not any(_is_sensitive(name) for name in (*sent, *headers)),
+            is_keyless=not target.userinfo and not any(is_sensitive(name) for name in (*sent, *headers)),
         )
 
 

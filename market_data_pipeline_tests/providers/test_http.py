@@ -28,8 +28,9 @@ from market_data_pipeline.domain.errors import (
     RateLimitedError,
     TransientError,
 )
+from market_data_pipeline.domain.redaction import redact
 from market_data_pipeline.providers.connections import Connections
-from market_data_pipeline.providers.http import Attempt, HttpAnswer, HttpClient, HttpPolicy, describe, redact
+from market_data_pipeline.providers.http import Attempt, HttpAnswer, HttpClient, HttpPolicy, describe
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.providers.loopback import Loopback, Reply
 from market_data_pipeline_tests.providers.secure import SecureServer, trusting
