@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.alerts import Severity
+from market_data_pipeline.domain.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import SecretStr
+
+    from market_data_pipeline.domain.alerts import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,18 @@ class PriceSource(StrEnum):
     CANDLE = "candle"
 
 
+class PriceField(StrEnum):
+    """Which price of a quote is looked at."""
+
+    LAST_OR_MID = "last_or_mid"
+    """The last trade; the middle of bid and ask for a symbol of whose quotes none has one."""
+    LAST = "last"
+    BID = "bid"
+    ASK = "ask"
+    MID = "mid"
+    """The middle of bid and ask, where there are both."""
+
+
 @dataclass(frozen=True, slots=True)
 class PriceRule:
     """One rule over prices, for each of its symbols. ``name`` is the alert's name.
@@ -63,7 +79,9 @@ class PriceRule:
     THRESHOLD: ``above`` or ``below``, or both, in the currency of the price. MOVE: ``by``, a share such as 0.03, up, down or either
     (``direction``), within ``window_seconds``. CROSS: up, down or either, of the mean of the closes of ``window_seconds``.
     ``hysteresis``: the share of the threshold (of the price, for CROSS) by which the price must come back before the alert is over.
-    ``interval``: of candles. ``symbols`` or ``tier``.
+    ``interval``: of candles. ``field``: of quotes. ``symbols`` or ``tier``. ``max_age_seconds``: only prices that are not older
+    count as live and can begin or end an alert; None: 15 minutes, or one bar where bars are longer. ``escalate_seconds`` as of
+    every rule.
     """
 
     name: str
@@ -79,6 +97,9 @@ class PriceRule:
     window_seconds: int = 0
     hysteresis: float = 0.001
     severity: Severity = Severity.WARNING
+    field: PriceField = PriceField.LAST_OR_MID
+    max_age_seconds: int | None = None
+    escalate_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +117,56 @@ class AlertsConfig:
 
 
 NO_CONFIG = AlertsConfig()
+
+
+_OPTIONS = ("enabled", "severity", "for", "clear", "escalate")
+
+
+def configured(rules: Mapping[str, Rule], config: AlertsConfig) -> dict[str, Rule]:
+    """``rules`` as the operator wants them, without those that are not enabled.
+
+    InvalidInputError names a rule or an option that nothing has, and a value that cannot be meant.
+    """
+    for name in config.thresholds:
+        if name not in rules:
+            raise InvalidInputError(f"thresholds: no rule is called {name!r}: expected one of {', '.join(sorted(rules))}")
+    wanted = {name: _configured(rule, config.thresholds.get(name, {})) for name, rule in rules.items()}
+    return {name: rule for name, rule in wanted.items() if rule is not None}
+
+
+def _configured(rule: Rule, options: Mapping[str, object]) -> Rule | None:
+    for option, value in options.items():
+        where = f"thresholds: {rule.name}: {option}"
+        if option == "enabled":
+            if not isinstance(value, bool):
+                raise InvalidInputError(f"{where}: {value!r} is neither true nor false")
+        elif option == "severity":
+            rule = replace(rule, severity=_severity(where, value))
+        elif option == "escalate" and (value is None or value is False):
+            rule = replace(rule, escalate_seconds=None)
+        elif option == "for":
+            rule = replace(rule, for_seconds=_number(where, value, least=0.0))
+        elif option == "clear":
+            rule = replace(rule, clear_seconds=_number(where, value, least=0.0))
+        elif option == "escalate":
+            rule = replace(rule, escalate_seconds=_number(where, value, least=0.0))
+        elif option in rule.numbers:
+            rule = replace(rule, numbers=MappingProxyType({**rule.numbers, option: _number(where, value)}))
+        else:
+            raise InvalidInputError(f"{where}: no such option: expected one of {', '.join((*_OPTIONS, *rule.numbers))}")
+    return None if options.get("enabled") is False else rule
+
+
+def _severity(where: str, value: object) -> Severity:
+    try:
+        return Severity(str(value))
+    except ValueError:
+        raise InvalidInputError(f"{where}: {value!r} is no severity: expected {', '.join(Severity)}") from None
+
+
+def _number(where: str, value: object, *, least: float = -math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise InvalidInputError(
+            f"{where}: {value!r} is no number that can be meant{': expected seconds, 0 or more' if least == 0 else ''}"
+        )
+    return float(value)

@@ -48,6 +48,10 @@ class CalendarHorizonError(MarketDataError):
     """A session was asked for beyond the last one that the calendar knows."""
 
 
+class UndeliverableError(MarketDataError):
+    """A channel did not take a message; the reason holds no URL and no secret. Another attempt may work."""
+
+
 class ProviderError(MarketDataError):
     """A named provider gave us no usable data.
 
