@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
+from market_data_pipeline.domain.alert_config import configured
 from market_data_pipeline.domain.alerts import Finding, Look, Rule, Severity
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.health import ANSWERS
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 # A list in a message is for reading: the rest is a number, and `mdp slo` has them all.
 NAMED = 5
-# Options that every rule has, in an alerts file.
-COMMON_OPTIONS = ("enabled", "severity", "for", "clear", "escalate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,83 +271,37 @@ _CATALOGUE: Final[tuple[tuple[Rule, tuple[Threshold, ...]], ...]] = (
     ),
 )
 
-RULES: Final[Mapping[str, Rule]] = MappingProxyType({rule.name: rule for rule, _ in _CATALOGUE})
+RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {
+        rule.name: replace(rule, numbers=MappingProxyType({found.name: found.default for found in numbers}))
+        for rule, numbers in _CATALOGUE
+    }
+)
 """Every built-in rule by name, as shipped."""
 THRESHOLDS: Final[Mapping[str, tuple[Threshold, ...]]] = MappingProxyType({rule.name: found for rule, found in _CATALOGUE})
-"""The numbers of each, as shipped."""
+"""The numbers of each, and what they mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """The built-in rules as the operator wants them. ``config``: its ``thresholds`` have been checked (``problems``)."""
+    """The built-in rules as an operator wants them. ``rules``: without those that are not enabled."""
 
+    rules: Mapping[str, Rule]
     config: AlertsConfig
 
-    def rules(self) -> dict[str, Rule]:
-        """All of them, with the operator's severities and times."""
-        return {name: self._changed(rule) for name, rule in RULES.items()}
-
-    def _changed(self, rule: Rule) -> Rule:
-        told = self.config.thresholds.get(rule.name, {})
-        return replace(
-            rule,
-            severity=Severity(str(told.get("severity", rule.severity))),
-            for_seconds=_number(told.get("for", rule.for_seconds)),
-            clear_seconds=_number(told.get("clear", rule.clear_seconds)),
-            escalate_seconds=_number_or_none(told.get("escalate", rule.escalate_seconds)),
-        )
+    @classmethod
+    def of(cls, config: AlertsConfig) -> Self:
+        """As ``config`` says. InvalidInputError names what of it cannot be meant."""
+        return cls(configured(RULES, config), config)
 
     def number(self, rule: str, name: str) -> float:
         """The number called ``name`` of ``rule``."""
-        default = next(threshold.default for threshold in THRESHOLDS[rule] if threshold.name == name)
-        return _number(self.config.thresholds.get(rule, {}).get(name, default))
-
-    def is_enabled(self, rule: str) -> bool:
-        """Whether anybody wants to hear of it."""
-        return bool(self.config.thresholds.get(rule, {}).get("enabled", True))
+        return self.rules.get(rule, RULES[rule]).numbers[name]
 
     def applied(self, look: Look) -> Look:
-        """``look`` without findings of rules that nobody wants, and with the operator's severity where there is one."""
-        findings = [
-            replace(finding, severity=None) if "severity" in self.config.thresholds.get(finding.rule, {}) else finding
-            for finding in look.findings
-            if self.is_enabled(finding.rule)
-        ]
-        return replace(look, findings=findings)
-
-
-def problems(thresholds: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """What of an alerts file's thresholds cannot be meant, each with what was expected. Names of rules are the built-in ones."""
-    found = []
-    for name, options in thresholds.items():
-        if name not in RULES:
-            found.append(f"rule {name!r}: expected one of {', '.join(RULES)}")
-            continue
-        numbers = [threshold.name for threshold in THRESHOLDS[name]]
-        found += [f"{name}: {problem}" for option, value in options.items() if (problem := _problem(option, value, numbers))]
-    return found
-
-
-def _problem(option: str, value: object, numbers: Sequence[str]) -> str | None:
-    expected = None
-    if option not in (*COMMON_OPTIONS, *numbers):
-        return f"option {option!r}: expected one of {', '.join((*COMMON_OPTIONS, *numbers))}"
-    if option == "enabled":
-        expected = None if isinstance(value, bool) else "true or false"
-    elif option == "severity":
-        expected = None if value in set(Severity) else f"one of {', '.join(Severity)}"
-    elif not (option == "escalate" and value is None):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
-        expected = None if is_number else "a number from 0 on" + (", in seconds" if option in COMMON_OPTIONS else "")
-    return None if expected is None else f"{option} {value!r}: expected {expected}"
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _number_or_none(value: object) -> float | None:
-    return None if value is None else _number(value)
+        """``look`` with the operator's severity where there is one: it is for all findings of its rule."""
+        told = {name for name, options in self.config.thresholds.items() if "severity" in options}
+        return replace(look, findings=[replace(f, severity=None) if f.rule in told else f for f in look.findings])
 
 
 # --- SLOs and lateness -----------------------------------------------------------------------------------------------------
@@ -693,7 +646,7 @@ def write_look(now: Sample, samples: Sequence[Sample], commit_seconds: float, bo
     rule = "DBWriteLatencyHigh"
     before = sample_before(samples, now.at, WRITE_WINDOW)
     grown = _grown_each(now.writes, before.writes) if before else ()
-    p95 = quantile(0.95, grown) if sum(grown) >= book.number(rule, "batches") else 0.0
+    p95 = p95_of(grown) if sum(grown) >= book.number(rule, "batches") else 0.0
     worst = max(p95, commit_seconds)
     if worst <= book.number(rule, "clear_seconds"):
         # Nobody counted some minutes ago, after a pause: a quick commit proves that writing is quick.
@@ -723,14 +676,14 @@ def dead_look(now: Sample, samples: Sequence[Sample], book: RuleBook) -> Look:
     )
 
 
-def quantile(share: float, counts: Sequence[int]) -> float:
-    """The quantile of a histogram over WRITE_BUCKETS, linear within a bucket, as Prometheus has it; its last bound above that."""
-    total, below, lower = sum(counts), 0, 0.0
+def p95_of(counts: Sequence[int]) -> float:
+    """The 95th percentile of a histogram over WRITE_BUCKETS, linear within a bucket, as Prometheus has it; the last bound above it."""
+    wanted, below, lower = 0.95 * sum(counts), 0, 0.0
     for count, upper in zip(counts, WRITE_BUCKETS, strict=False):
-        if count and below + count >= share * total:
-            return lower + (upper - lower) * (share * total - below) / count
+        if count and below + count >= wanted:
+            return lower + (upper - lower) * (wanted - below) / count
         below, lower = below + count, upper
-    return WRITE_BUCKETS[-1] if total else 0.0
+    return WRITE_BUCKETS[-1] if below or wanted else 0.0
 
 
 def _grown(now: float, before: float) -> float:
