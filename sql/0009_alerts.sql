@@ -78,3 +78,17 @@ create table watch_state (
   watched_by   text not null,
   memory       jsonb not null default '{}'
 );
+
+-- What the orchestrator found wrong and is not right again: jobs whose last run failed, checks that do not pass. name: the job's, or
+-- asset/key:check. failures: in a row, since then. The rules RunFailed and CheckFailed read it.
+create table orchestrator_failures (
+  kind         text not null check (kind in ('run', 'check')),
+  name         text not null,
+  detail       text not null,
+  is_warning   boolean not null default false,
+  run_id       text not null default '',
+  since        timestamptz not null,
+  failed_at    timestamptz not null,
+  failures     int8 not null default 1 check (failures > 0),
+  primary key (kind, name)
+);

@@ -135,6 +135,51 @@ def examine(
     return Findings(refused=units.refused, jumps=tuple(sorted(jumps)))
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stored close so far from the one before it that somebody should look: ``place`` is where it stands in the series.
+
+    ``factor``: how many times the one before. ``is_wrong``: no market does this (a hundred, the factor of a split on another day
+    than the split's, a level reached from one bar of a session to the next); else it may be real, and wants a second opinion.
+    """
+
+    place: int
+    factor: float
+    is_wrong: bool
+    reason: str
+
+
+# How far two neighbours may be apart before they are looked at: with a split about, and without.
+LOOKED_AT_WITH_A_SPLIT, LOOKED_AT = math.exp(_SMALLEST_SPLIT), math.exp(_NO_MARKET_MOVES)
+
+
+def step_between(
+    before: tuple[float, int], after: tuple[float, int], *, splits: Sequence[CorporateAction], is_one_session: bool, place: int = 0
+) -> Step | None:
+    """What is odd about two stored closes that follow each other, each with its session (days since 1970); None: nothing.
+
+    Prices are raw, as we store them: on the first day of a split they move by its factor. ``is_one_session``: both are bars of one
+    session, next to each other.
+    """
+    move, day = math.log(after[0] / before[0]), after[1]
+    known = _splits(splits)
+    # Several splits may lie between: what raw prices show is all of them.
+    expected = -sum(split.log_value for split in known if before[1] < split.day <= day)
+    rest = move - expected
+    if _is_a_hundred(rest):
+        return Step(place, math.exp(move), is_wrong=True, reason="a factor of a hundred: another unit")
+    for split in known:
+        if abs(move) >= _SMALLEST_SPLIT and split.explains(move) and split.is_near(day, day) and abs(rest) > abs(move) / 2:
+            return Step(place, math.exp(move), is_wrong=True, reason=f"the factor of {split.text}, and not on its first day")
+        if before[1] < split.day <= day and abs(move) < abs(split.log_value) / 2 and split.is_near(day, day):
+            return Step(place, math.exp(move), is_wrong=True, reason=f"no step where {split.text} makes one: one side is adjusted")
+    if abs(rest) < _NO_MARKET_MOVES:
+        return None
+    if is_one_session:
+        return Step(place, math.exp(move), is_wrong=True, reason="no market moves so far from one bar to the next")
+    return Step(place, math.exp(move), is_wrong=False, reason="nothing that is known explains it")
+
+
 # --- units -------------------------------------------------------------------------------------------------------------
 
 
