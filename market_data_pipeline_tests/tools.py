@@ -17,7 +17,7 @@ ALSO_CALLED = {
 
 
 def tool(name: str) -> Path:
-    """The program ``name``: ours from `make tools`, else the one on PATH. Where there is none the test is skipped; in CI it fails."""
+    """The program ``name``: ours from `make tools`, else the one on PATH. Where there is none: a skip, in CI a failure."""
     mine = INSTALLED / name
     if os.access(mine, os.X_OK):
         return mine
