@@ -42,6 +42,7 @@ COMMANDS = {
     "coverage": _Entry("coverage:coverage", "Count every expected bar under its verdict."),
     "gaps": _Entry("coverage:gaps", "List the bars that should be there and are not."),
     "condition": _Entry("condition:condition", "Say what can be expected of one session, and why."),
+    "prune": _Entry("prune:prune", "Delete rows that are older than they are kept."),
     "reconcile": _Entry("reconcile:reconcile", "Compare ledger and bars, and Dagster with the ledger; repair."),
     "halts": _Entry("halts:halts", "Load and list suspensions of trading."),
     "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),

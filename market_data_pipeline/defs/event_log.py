@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import sqlalchemy as sa
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable, SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, AssetEventTagsTable
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import pg_url_from_config
 
@@ -21,8 +23,8 @@ from market_data_pipeline.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
-    import sqlalchemy as sa
     from dagster import EventLogEntry
 
 _BATCHED = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED}
@@ -30,12 +32,15 @@ _LEANS_ON = (
     "_event_to_row",
     "_store_asset_event",
     "_store_asset_event_tags",
+    "index_connection",
     "index_transaction",
     "run_connection",
     "store_event_batch",
 )
 _BATCH_SIZE_VARIABLE = "DAGSTER_EVENT_BATCH_SIZE"
 DEFAULT_BATCH_SIZE = 1000
+# SQLite takes no more values in one statement.
+_IDS_AT_ONCE = 500
 
 logger = logging.getLogger(__name__)
 
@@ -172,3 +177,61 @@ def _last_of_each_asset(events: Sequence[EventLogEntry], ids: Sequence[int]) -> 
     """
     last = {event.get_dagster_event().asset_key: (event, event_id) for event, event_id in zip(events, ids, strict=True)}
     return [last[key] for key in sorted(last, key=lambda key: key.to_string() if key else "")]
+
+
+# --- what Dagster itself never deletes ---------------------------------------------------------------------------------
+
+
+def prune_without_runs(instance: dg.DagsterInstance, *, before: datetime, at_most: int) -> int | None:
+    """Delete old events that belong to no run, and old results of checks: how many rows; None where this Dagster stores otherwise.
+
+    Deleting a run takes its events with it, but not the results of its checks; and what was reported without a run (live quotes,
+    the ledger's partitions, checks) stays for ever. The newest event of each asset, partition and kind stays, and the newest
+    result of each check: that is what the pages show. ``at_most``: rows of each of the two in one call.
+    """
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage) or missing_names(type(storage)):
+        return None
+    # Dagster's stamps are UTC without saying so.
+    edge = before.replace(tzinfo=None)
+    if isinstance(storage, SqliteEventLogStorage):
+        # A file a run, and one for those without: what is in it is in the index, too, and is read there.
+        with storage.run_connection("") as connection:
+            connection.execute(SqlEventLogStorageTable.delete().where(SqlEventLogStorageTable.c.timestamp < edge))
+    with storage.index_transaction() as connection:
+        return _prune_events(connection, edge, at_most) + _prune_checks(connection, edge, at_most)
+
+
+def _prune_events(connection: sa.Connection, before: datetime, at_most: int) -> int:
+    log = SqlEventLogStorageTable
+    newer = log.alias("newer")
+    same = [
+        newer.c.dagster_event_type == log.c.dagster_event_type,
+        newer.c.asset_key.is_not_distinct_from(log.c.asset_key),
+        newer.c.partition.is_not_distinct_from(log.c.partition),
+    ]
+    # What names no asset (a check's evaluation is read from its own table, ticks' words from nowhere) has nothing that rests on it.
+    is_shown = sa.and_(log.c.asset_key.is_not(None), ~sa.exists().where(newer.c.id > log.c.id, *same))
+    old = sa.select(log.c.id).where(log.c.run_id == "", log.c.timestamp < before, ~is_shown).order_by(log.c.id).limit(at_most)
+    ids = [row[0] for row in connection.execute(old)]
+    for at in range(0, len(ids), _IDS_AT_ONCE):
+        some = ids[at : at + _IDS_AT_ONCE]
+        connection.execute(AssetEventTagsTable.delete().where(AssetEventTagsTable.c.event_id.in_(some)))
+        connection.execute(log.delete().where(log.c.id.in_(some)))
+    return len(ids)
+
+
+def _prune_checks(connection: sa.Connection, before: datetime, at_most: int) -> int:
+    results = AssetCheckExecutionsTable
+    newer = results.alias("newer")
+    is_newest = ~sa.exists().where(
+        newer.c.asset_key == results.c.asset_key,
+        newer.c.check_name == results.c.check_name,
+        newer.c.partition.is_not_distinct_from(results.c.partition),
+        newer.c.id > results.c.id,
+    )
+    old = sa.select(results.c.id).where(results.c.evaluation_event_timestamp < before, ~is_newest).order_by(results.c.id)
+    ids = [row[0] for row in connection.execute(old.limit(at_most))]
+    for at in range(0, len(ids), _IDS_AT_ONCE):
+        connection.execute(results.delete().where(results.c.id.in_(ids[at : at + _IDS_AT_ONCE])))
+    return len(ids)

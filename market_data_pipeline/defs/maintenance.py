@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from market_data_pipeline.defs.candles import asset_key
+from market_data_pipeline.defs.event_log import prune_without_runs
 from market_data_pipeline.defs.materialize import report_runless
 from market_data_pipeline.defs.outcomes import LedgerSums
 from market_data_pipeline.defs.partitions import materialization, symbols_in_order
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 _INSTRUMENTS_AT_ONCE = 50
 # A session is taken for running until so long after its close: its last bar is still on its way.
 SETTLING_SECONDS = 90
-# Until then a job that comes again under its old id is a duplicate. A universe of 4,200 swept symbols makes 4,000 jobs a day.
-DONE_JOBS_KEPT = timedelta(days=7)
 _RUNS_AT_ONCE = 200
+# One transaction on Dagster's storage; a night has some thousands, a storage that was never pruned takes some nights.
+_EVENTS_AT_ONCE = 100_000
 _RECORDS_AT_ONCE = 500
 _FINDINGS_IN_A_LOG = 100
 
@@ -45,7 +46,7 @@ class ReconcileConfig(dg.Config):
 
 
 class PruneConfig(dg.Config):
-    """How old a finished run must be; 0 takes MDP_EVENT_RETENTION_DAYS. ``at_most`` bounds one run of the job."""
+    """How old a finished run must be; 0 takes MDP_EVENT_RETENTION_DAYS. ``at_most`` bounds the runs of one run of the job."""
 
     older_than_days: int = 0
     at_most: int = 5_000
@@ -213,26 +214,34 @@ def listings_schedule() -> dg.ScheduleDefinition:
 
 
 def prune_job(settings: Settings) -> dg.JobDefinition:
-    """Deletes finished runs with all their events: Dagster keeps both for ever, some 4 kB a partition and materialisation."""
+    """Deletes what nobody will look at again: Dagster keeps runs and events for ever, some 4 kB a partition and materialisation."""
 
     @dg.op
     def prune_finished_runs(
         context: dg.OpExecutionContext, config: PruneConfig, workbenches: dg.ResourceParam[OpensWorkbench]
     ) -> None:
         days = config.older_than_days or settings.event_retention_days
+        before = datetime.now(UTC) - timedelta(days=days)
         with workbenches.open() as workbench, workbench.beating(context.run_id):
-            deleted, kept = prune(context.instance, before=datetime.now(UTC) - timedelta(days=days), at_most=config.at_most)
-            jobs = workbench.forget_done_jobs(older_than=DONE_JOBS_KEPT)
+            for pruned in workbench.prune():
+                if pruned.rows:
+                    more = "" if pruned.is_complete else "; there are more, which the next night deletes"
+                    context.log.info("%s: %d old rows deleted%s", pruned.what, pruned.rows, more)
+            deleted, kept = prune(context.instance, before=before, at_most=config.at_most)
         context.log.info(
             "%d runs older than %d days deleted, %d kept: they are what a partition's status rests on", deleted, days, kept
         )
-        context.log.info("%d jobs done longer than %d days ago forgotten", jobs, DONE_JOBS_KEPT.days)
+        rows = prune_without_runs(context.instance, before=before, at_most=_EVENTS_AT_ONCE)
+        if rows is None:
+            context.log.warning("events without a run and results of checks are not pruned: this Dagster stores them otherwise")
+        else:
+            context.log.info("%d events without a run and results of checks older than %d days deleted", rows, days)
 
     @dg.job(
         name=PRUNE,
         description=(
-            "Delete finished runs older than MDP_EVENT_RETENTION_DAYS, except those that partitions' status rests on, and jobs "
-            "that were done a week ago."
+            "Delete finished runs older than MDP_EVENT_RETENTION_DAYS with their events and logs, except those that partitions' "
+            "status rests on; events without a run; and rows of ours that are older than they are kept (docs/retention.md)."
         ),
         tags={CAUSE: "maintenance"},
     )
@@ -274,6 +283,8 @@ def prune(instance: dg.DagsterInstance, *, before: datetime, at_most: int) -> tu
                 # The cursor may not point to a run that is gone: it follows the kept ones.
                 cursor = run_id
             else:
+                # Before the run: what it printed is found by its id alone.
+                instance.compute_log_manager.delete_logs(prefix=[run_id])
                 instance.delete_run(run_id)
                 deleted += 1
         if len(records) < _RUNS_AT_ONCE:

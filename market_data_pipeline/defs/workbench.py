@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.coverage import LedgerRow
     from market_data_pipeline.domain.queue import Lease
+    from market_data_pipeline.domain.retention import Pruned
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.jobs import EndedJob
@@ -105,8 +106,8 @@ class Workbench(Protocol):
         """Carry out leased jobs, and end each in the queue."""
         ...
 
-    def forget_done_jobs(self, *, older_than: timedelta) -> int:
-        """How many jobs that were done longer ago were deleted from the queue."""
+    def prune(self) -> Iterator[Pruned]:
+        """Delete rows of ours that are older than the settings keep them, kind by kind."""
         ...
 
     def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
@@ -221,9 +222,11 @@ class RealWorkbench:
 
         return work_off(leases, queue=self.pipeline.jobs, pipeline=self.pipeline, run_id=run_id)
 
-    def forget_done_jobs(self, *, older_than: timedelta) -> int:
-        """The queue's."""
-        return self.pipeline.jobs.prune_done(older_than)
+    def prune(self) -> Iterator[Pruned]:
+        """The use-case."""
+        from market_data_pipeline.ingest.retention import prune  # noqa: PLC0415 - see Workbenches.open
+
+        return prune(self.pipeline)
 
     def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
         """The use-case."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from market_data_pipeline.domain.queue import Lease
+    from market_data_pipeline.domain.retention import Pruned
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.ingest.listing import ListingChange
     from market_data_pipeline.storage.jobs import JobQueue
@@ -138,7 +139,7 @@ class FakeWorkbench:
     rechecks: Sequence[DueRecheck] = ()
     jobs: JobQueue | None = None
     work: Callable[[Lease], JobOutcome] = JobOutcome
-    jobs_kept: list[timedelta] = field(default_factory=list)
+    old_rows: Sequence[Pruned] = ()
     findings: Sequence[ListingChange] = ()
     since: float | None = None
     in_vain: frozenset[int] = frozenset()
@@ -214,9 +215,8 @@ class FakeWorkbench:
             else:
                 yield EndedJob(outcome, JobState.DONE if self.queue().complete(lease, result=outcome.result) else None)
 
-    def forget_done_jobs(self, *, older_than: timedelta) -> int:
-        self.jobs_kept.append(older_than)
-        return 0
+    def prune(self) -> Iterator[Pruned]:
+        yield from self.old_rows
 
     def infer_listings(self, *, run_id: str) -> Sequence[ListingChange]:
         del run_id

@@ -13,14 +13,16 @@ from market_data_pipeline.defs.maintenance import Settled, prune, settled_partit
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.listing import ListingFinding, ListingKind
 from market_data_pipeline.domain.partitions import Cell, PartitionPlan, plan_partitions
+from market_data_pipeline.domain.retention import Pruned
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.ingest.listing import ListingChange
 from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.defs.fakes import FakeWorkbench, failing, ledger_row, universe
-from market_data_pipeline_tests.defs.instances import run_box
+from market_data_pipeline_tests.defs.instances import STOCK, run_box, sqlite_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MINUTES = dg.AssetKey(["candles", "1m"])
 SYMBOLS = ["AAPL", "IBM"]
@@ -158,12 +160,22 @@ def test_the_prune_job_deletes_by_its_config(instance: dg.DagsterInstance) -> No
     assert instance.has_run(run.run_id)
 
 
-def test_the_prune_job_forgets_jobs_done_a_week_ago(instance: dg.DagsterInstance) -> None:
-    workbench = FakeWorkbench()
-    build_definitions(Settings(), DAYS, workbenches=workbench).resolve_job_def("prune_event_log").execute_in_process(
-        instance=instance
-    )
-    assert workbench.jobs_kept == [timedelta(days=7)]
+def test_the_prune_job_says_what_it_deleted_of_ours(instance: dg.DagsterInstance) -> None:
+    workbench = FakeWorkbench(old_rows=[Pruned("quotes_l1", 7), Pruned("fetches", 0), Pruned("alerts", 3, is_complete=False)])
+    run = build_definitions(Settings(), DAYS, workbenches=workbench).resolve_job_def("prune_event_log")
+    done = run.execute_in_process(instance=instance)
+    said = [entry.user_message for entry in instance.all_logs(done.run_id) if "old rows" in entry.user_message]
+    assert said == ["quotes_l1: 7 old rows deleted", "alerts: 3 old rows deleted; there are more, which the next night deletes"]
+
+
+def test_what_a_run_printed_goes_with_it(tmp_path: Path) -> None:
+    with sqlite_instance(tmp_path / "home", STOCK) as instance:
+        instance.add_dynamic_partitions("symbols", SYMBOLS)
+        run = run_box(instance, FakeWorkbench(universe(*SYMBOLS), outcome=failing(*SYMBOLS)), FIRST, FIRST)
+        printed = [path for path in tmp_path.rglob("*") if path.is_dir() and path.name == run.run_id]
+        assert printed
+        prune(instance, before=TOMORROW, at_most=10)
+        assert [path for path in printed if path.exists()] == []
 
 
 # --- listings
