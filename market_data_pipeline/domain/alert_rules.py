@@ -15,6 +15,7 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.health import ANSWERS
 from market_data_pipeline.domain.metrics import WRITE_BUCKETS
 from market_data_pipeline.domain.sessions import HORIZON_WARNING_DAYS
+from market_data_pipeline.domain.slo import CREEPING, FAST, SLOW, is_burning
 from market_data_pipeline.domain.universe import Tier
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.alert_config import AlertsConfig
     from market_data_pipeline.domain.freshness import Census, FreshnessLine, StaleSymbol
+    from market_data_pipeline.domain.slo import BurnRule, SloLine
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 # A list in a message is for reading: the rest is a number, and `mdp slo` has them all.
@@ -428,46 +430,35 @@ def _lag_findings(census: Census, book: RuleBook) -> Iterable[Finding]:
 BURN_RULES = ("ErrorBudgetBurnFast", "ErrorBudgetBurnSlow")
 
 
-@dataclass(frozen=True, slots=True)
-class Burn:
-    """How fast one tier and interval spends its error budget: burn rates by window ("5m", "30m", "1h", "6h", "3d")."""
-
-    tier: Tier
-    interval: Interval
-    rates: Mapping[str, float]
-    budget_left: float
-
-
-def burn_look(burns: Sequence[Burn], book: RuleBook) -> Look:
-    """What burn rates say, each rule about all tiers at once. The short window ends an alert soon after the trouble has ended."""
-    fast = book.number("ErrorBudgetBurnFast", "burn")
-    slow, slower = book.number("ErrorBudgetBurnSlow", "burn"), book.number("ErrorBudgetBurnSlow", "burn_3d")
-    found = {
-        "ErrorBudgetBurnFast": [one for one in burns if _burns(one, "1h", "5m", fast)],
-        "ErrorBudgetBurnSlow": [one for one in burns if _burns(one, "6h", "30m", slow) or _burns(one, "3d", "30m", slower)],
-    }
-    window = {"ErrorBudgetBurnFast": "1h", "ErrorBudgetBurnSlow": "6h"}
-    findings = []
-    for rule, burning in found.items():
-        if not burning:
-            continue
-        worst = max(burning, key=lambda one: one.rates.get(window[rule], 0.0))
-        rate = worst.rates.get(window[rule], 0.0)
-        findings.append(
-            Finding(
-                rule,
-                rate,
-                f"{worst.tier}/{worst.interval} spent its error budget {rate:.1f} times as fast as it lasts, over {window[rule]}; "
-                f"{worst.budget_left:.0%} of 30 days' budget is left.",
-                members=tuple(f"{one.tier}/{one.interval}" for one in burning),
-                severity=None if any(one.tier is Tier.T0 for one in burning) else _WARNING,
-            )
-        )
-    return Look(BURN_RULES, findings)
+def burn_look(lines: Sequence[SloLine], book: RuleBook) -> Look:
+    """What burn rates say, each rule about all tiers at once. Whatever burns must burn now, too: what is over ends its alert soon."""
+    fast = replace(FAST, factor=book.number("ErrorBudgetBurnFast", "burn"))
+    slow = replace(SLOW, factor=book.number("ErrorBudgetBurnSlow", "burn"))
+    # Over 30 minutes instead of domain.slo's six hours: an outage that is long over is no news.
+    creeping = replace(CREEPING, factor=book.number("ErrorBudgetBurnSlow", "burn_3d"), short=SLOW.short)
+    return Look(
+        BURN_RULES,
+        [
+            *_burn_findings("ErrorBudgetBurnFast", (fast,), lines),
+            *_burn_findings("ErrorBudgetBurnSlow", (slow, creeping), lines),
+        ],
+    )
 
 
-def _burns(one: Burn, long: str, short: str, above: float) -> bool:
-    return one.rates.get(long, 0.0) > above and one.rates.get(short, 0.0) > above
+def _burn_findings(rule: str, burns: Sequence[BurnRule], lines: Sequence[SloLine]) -> Iterable[Finding]:
+    burning = [(line, burn) for line in lines for burn in burns if is_burning(burn, line.windows, line.objective)]
+    if not burning:
+        return
+    worst, burn = max(burning, key=lambda pair: pair[0].burn_rates[pair[1].long])
+    rate = worst.burn_rates[burn.long]
+    yield Finding(
+        rule,
+        rate,
+        f"Over {burn.long}, {worst.tier}/{worst.interval} spent its error budget {rate:.1f} times as fast as it lasts; "
+        f"{worst.budget_left or 0.0:.0%} of the 30 days' budget is left.",
+        members=tuple(dict.fromkeys(f"{line.tier}/{line.interval}" for line, _ in burning)),
+        severity=None if any(line.tier is Tier.T0 for line, _ in burning) else _WARNING,
+    )
 
 
 # --- providers -------------------------------------------------------------------------------------------------------------
@@ -477,12 +468,16 @@ HEALTH_RULES = ("ProviderCircuitBreakerOpen", "ProviderEntitlementLost")
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """A provider at a capability that our policies name. ``stand_ins``: who else can be asked for it now."""
+    """A provider at a capability that our policies name. ``stand_ins``: who else can be asked for it now.
+
+    ``is_tried``: it failed a moment ago, at a trial perhaps. One that nobody tries any more, at night, may be well by now.
+    """
 
     provider: str
     capability: str
     is_shut: bool
     is_disabled: bool
+    is_tried: bool
     reason: str
     stand_ins: tuple[str, ...] = ()
 
@@ -505,6 +500,7 @@ def health_look(circuits: Sequence[Circuit], book: RuleBook) -> Look:  # noqa: A
                     key=provider,
                     labels={"provider": provider},
                     members=tuple(one.capability for one in shut),
+                    holds_only=not any(one.is_tried for one in shut),
                     severity=_CRITICAL if alone else _WARNING,
                 )
             )
@@ -677,7 +673,10 @@ def dead_look(now: Sample, samples: Sequence[Sample], book: RuleBook) -> Look:
 
 
 def p95_of(counts: Sequence[int]) -> float:
-    """The 95th percentile of a histogram over WRITE_BUCKETS, linear within a bucket, as Prometheus has it; the last bound above it."""
+    """The 95th percentile of a histogram over WRITE_BUCKETS, linear within a bucket, as Prometheus has it.
+
+    The last bound where it lies above all; 0 for an empty one.
+    """
     wanted, below, lower = 0.95 * sum(counts), 0, 0.0
     for count, upper in zip(counts, WRITE_BUCKETS, strict=False):
         if count and below + count >= wanted:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # One bigint, as the universe's load has 7306001: all other advisory locks of ours are keyed by two int4.
 COLLECT = 7_306_002
+WATCH = 7_306_004
 
 # The transaction's lock in a transaction that stays open: a session's would be lost behind a pooler. It holds no snapshot between
 # statements, so it keeps no vacuum waiting. Without an end for the idle, and with keepalives: a host that vanished is noticed in a

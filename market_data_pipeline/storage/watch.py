@@ -26,15 +26,17 @@ _NUMBERED = "select pg_current_xact_id()"
 
 # ready_at, not enqueued_at: what waits for its next attempt is not waiting for us. By the queue's own clock, the database's.
 _QUEUE = """
-select d.tier, d.queued,
-       coalesce(extract(epoch from statement_timestamp()
-                                   - (select min(j.ready_at) from jobs j
-                                       where j.tier = d.tier and j.state = 'queued' and j.ready_at <= statement_timestamp())), 0)::float8
-  from job_dispatch d order by d.tier"""
+select d.tier, d.queued, coalesce(extract(epoch from statement_timestamp() - j.ready_at), 0)::float8
+  from job_dispatch d
+  left join lateral (select min(ready_at) as ready_at from jobs
+                      where tier = d.tier and state = 'queued' and ready_at <= statement_timestamp()) j on true
+ order by d.tier"""
 _DEAD = "select (select count(*) from jobs where state = 'dead') + (select count(*) from refused_jobs)"
 _CALENDARS = "select distinct calendar from symbol_universe where active order by calendar"
-_NOTICES = "select count(*) filter (where state = 'queued'), min(created_at) filter (where state = 'queued'), \
-count(*) filter (where state = 'dead') from alert_notices where state <> 'sent'"
+_NOTICES = """
+select count(*) filter (where state = 'queued'), min(created_at) filter (where state = 'queued'),
+       count(*) filter (where state = 'dead')
+  from alert_notices where state <> 'sent'"""
 
 
 @dataclass(frozen=True, slots=True)
