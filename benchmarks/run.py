@@ -22,6 +22,7 @@ NAMES = (
     "trading_calendar",
     "budgets",
     "jobs",
+    "retention",
 )
 
 
