@@ -121,7 +121,7 @@ def _divided(
 ) -> tuple[dict[str, list[Remembered]], list[Remembered]]:
     """What still counts, by rule; and what is of a rule that is gone or says something else now, or is not about the symbol."""
     valid: dict[str, list[Remembered]] = defaultdict(list)
-    gone = []
+    gone: list[Remembered] = []
     for row in remembered:
         counts = definitions.get(row.rule) == row.definition and row.symbol_id in followed.ids[row.rule]
         (valid[row.rule] if counts else gone).append(row)
