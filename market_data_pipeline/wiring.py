@@ -13,12 +13,14 @@ from market_data_pipeline.domain.errors import ConfigurationError
 from market_data_pipeline.domain.sessions import parse_overrides, trading_calendar
 from market_data_pipeline.ingest.pipeline import Pipeline
 from market_data_pipeline.ingest.routing import Router, check_names
+from market_data_pipeline.observability.telemetry import tracer_of
 from market_data_pipeline.providers.http import HttpClient
 from market_data_pipeline.providers.registry import ProviderContext, installed_providers, open_providers
 from market_data_pipeline.providers.simulator_clock import SimulatorClock
 from market_data_pipeline.storage.budgets import PostgresBudget
 from market_data_pipeline.storage.bulk import CandleWriter
 from market_data_pipeline.storage.candles import CandleReader
+from market_data_pipeline.storage.counters import Counters
 from market_data_pipeline.storage.database import database_url, open_engine
 from market_data_pipeline.storage.derive import CandleDeriver
 from market_data_pipeline.storage.health import HealthBook
@@ -93,9 +95,9 @@ def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
     """The collaborators of every use-case, closed at the end. Raises DatabaseUnreachableError where no Postgres answers."""
     check_names(settings, installed_providers())
     engine = open_engine(database_url(settings))
-    health, budget = HealthBook(engine, settings.health_policy), PostgresBudget(engine)
+    health, budget, counters = HealthBook(engine, settings.health_policy), PostgresBudget(engine), Counters(engine)
     try:
-        with HttpClient.open(settings, budget) as http:
+        with tracer_of(settings) as tracer, HttpClient.open(settings, budget, tracer) as http:
             providers = open_providers(ProviderContext(settings, http, os.environ))
             budget.limit(limits_of(providers.values(), settings.limits))
             yield Pipeline(
@@ -104,7 +106,7 @@ def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
                 engine=engine,
                 universe=UniverseStore(engine),
                 ledger=Ledger(engine),
-                writer=CandleWriter(engine),
+                writer=CandleWriter(engine, tracer, tell_seconds=partial(counters.observe, "write_batch_seconds", {})),
                 reader=CandleReader(engine),
                 deriver=CandleDeriver(engine),
                 providers=providers,
@@ -112,9 +114,12 @@ def open_pipeline(settings: Settings) -> Iterator[Pipeline]:
                 budget=budget,
                 router=Router(settings, providers, health),
                 jobs=JobQueue(engine, settings.queue_policy),
+                counters=counters,
                 calendars=calendars_of(settings),
+                tracer=tracer,
             )
             # Not where the block raised: the database may be what is gone, and a second's health is no reason to hide that.
             health.flush()
+            counters.close()
     finally:
         engine.dispose()

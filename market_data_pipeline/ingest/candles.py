@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
@@ -30,6 +31,7 @@ from market_data_pipeline.domain.ports import BarsAnswer, BarsProvider, BarsRequ
 from market_data_pipeline.domain.quality import Reference
 from market_data_pipeline.domain.routing import goes_on, other_feed, series_base
 from market_data_pipeline.domain.sessions import date_of
+from market_data_pipeline.domain.tracing import in_its_own_context
 from market_data_pipeline.ingest.coverage import codes_of, listed, masks_of, rows_by_symbol
 from market_data_pipeline.ingest.dispatch import Dispatcher
 from market_data_pipeline.ingest.grid import Grid
@@ -38,16 +40,20 @@ from market_data_pipeline.ingest.merge import Merged, merge
 from market_data_pipeline.ingest.plan import neighbours, next_over, windows, within_reach
 from market_data_pipeline.ingest.routing import Route, nobody, outcome_of, words_of
 from market_data_pipeline.ingest.settlement import settlements
+from market_data_pipeline.ingest.telling import PassLog
 from market_data_pipeline.ingest.work import Errand, Failure, Given, Job, Work
+from market_data_pipeline.observability.logs import bound
 from market_data_pipeline.storage.fetches import FetchStore
 from market_data_pipeline.storage.references import References, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import date, datetime
 
     from market_data_pipeline.domain.candles import Bools, Interval
     from market_data_pipeline.domain.capabilities import Capability
+    from market_data_pipeline.domain.tracing import Span as TraceSpan
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.judge import Judged
     from market_data_pipeline.ingest.pipeline import Pipeline
@@ -77,8 +83,11 @@ _LOST_EVERYTHING = 0.95
 # What nobody can be asked for comes back with the first provider that can; a disabled one may be repaired by hand before its day.
 _SHORTEST_POSTPONEMENT, _LONGEST_POSTPONEMENT = timedelta(minutes=1), timedelta(hours=1)
 _DAY_SECONDS = 86_400
+# In a span that is about many, so many are named; the others are in the spans beside it.
+_SYMBOLS_NAMED, _MOST_LINKS = 10, 100
 
 
+@in_its_own_context
 def ingest_candles(
     stretches: Sequence[Stretch],
     interval: Interval,
@@ -99,11 +108,20 @@ def ingest_candles(
     ingest = _Ingest(pipeline, interval, lane=lane, hint=hint, refetch=refetch, run_id=run_id)
     by_instrument = groupby(sorted(stretches, key=_place), key=_place)
     groups = [list(group) for _, group in by_instrument]
-    with ingest.dispatcher, ingest.store:
+    about: dict[str, str | None] = {"run_id": run_id, "interval": interval.value, "lane": lane.value}
+    with (
+        bound(**about),
+        pipeline.tracer.span("ingest", stretches=len(stretches), interval=interval.value, lane=lane.value, run_id=run_id or ""),
+        ingest.dispatcher,
+        ingest.store,
+    ):
         at_once = ingest.at_once(groups)
         for at in range(0, len(groups), at_once):
-            yield from ingest.carry_out(ingest.plan(groups[at : at + at_once]))
+            for report in ingest.carry_out(ingest.plan(groups[at : at + at_once])):
+                ingest.said.note(report)
+                yield report
         ingest.tell_of_recoveries()
+        ingest.said.tell()
 
 
 def _place(stretch: Stretch) -> tuple[str, int]:
@@ -172,6 +190,7 @@ class _Ingest:
         self._settled: list[Job] = []
         self._route: Route | None = None
         self._routed_at = 0.0
+        self.said = PassLog(interval, lane)
         self._read_clock()
 
     def at_once(self, groups: Sequence[Sequence[Stretch]]) -> int:
@@ -408,7 +427,7 @@ class _Ingest:
             elif self._storing is None or self._storing.done() or is_over or waiting >= 4 * _BARS_PER_WRITE:
                 yield from self._stored(is_awaited=True)
                 done, self._settled = self._settled, []
-                self._storing = self.store.submit(self._store, done)
+                self._storing = self.store.submit(copy_context().run, self._store, done)
                 stored_at = time.monotonic()
         yield from self._stored(is_awaited=True)
 
@@ -448,10 +467,14 @@ class _Ingest:
         trial = admission.is_trial
         requests = [self._request(errand, is_trial=trial) for errand in (errands[:1] if trial else errands)]
         began = time.monotonic()
+        symbols = ",".join(errand.job.work.instrument.symbol for errand in errands[: min(len(requests), _SYMBOLS_NAMED)])
         try:
-            if len(requests) > 1 and isinstance(provider, ManyBarsProvider):
-                return _Reply(provider.fetch_bars_of_many(requests, now=self._now))
-            return _Reply([provider.fetch_bars(requests[0], now=self._now)], turned_away=admission.reason)
+            with bound(provider=provider.name, symbol=symbols), self._fetch_span(errands[: len(requests)], symbols, trial) as span:
+                for errand in errands[: len(requests)]:
+                    errand.span = span
+                if len(requests) > 1 and isinstance(provider, ManyBarsProvider):
+                    return _Reply(provider.fetch_bars_of_many(requests, now=self._now))
+                return _Reply([provider.fetch_bars(requests[0], now=self._now)], turned_away=admission.reason)
         except ProviderError as error:
             # At once: those behind this one must not be sent to an open breaker.
             self._pipeline.health.record(
@@ -459,6 +482,19 @@ class _Ingest:
             )
             self._learn(errands[0], error)
             return _Reply([error] * len(requests), turned_away=admission.reason, is_recorded=True)
+
+    def _fetch_span(self, errands: Sequence[Errand], symbols: str, trial: bool) -> AbstractContextManager[TraceSpan]:  # noqa: FBT001
+        sessions = errands[0].grid.sessions
+        return self._pipeline.tracer.span(
+            "fetch",
+            provider=errands[0].name,
+            symbol=symbols,
+            symbols=len(errands),
+            interval=self._interval.value,
+            first=str(sessions[0]),
+            last=str(sessions[-1]),
+            is_trial=trial,
+        )
 
     def _request(self, errand: Errand, *, is_trial: bool) -> BarsRequest:
         instrument = errand.job.work.instrument
@@ -475,7 +511,7 @@ class _Ingest:
     def _take_reply(self, errands: list[Errand], reply: _Reply) -> None:
         asked, turned_away = errands[: len(reply.answers)], errands[len(reply.answers) :]
         answers = [
-            answer if isinstance(answer, ProviderError) else self._judge(errand, answer)
+            answer if isinstance(answer, ProviderError) else self._judged(errand, answer)
             for errand, answer in zip(asked, reply.answers, strict=True)
         ]
         if answers and not reply.is_recorded:
@@ -502,6 +538,15 @@ class _Ingest:
         if job.under_way == 0 and not job.is_settled:
             job.is_settled = True
             self._settled.append(job)
+
+    def _judged(self, errand: Errand, answer: BarsAnswer) -> Judged:
+        instrument = errand.job.work.instrument
+        with self._pipeline.tracer.span("judge", parent=errand.span, provider=errand.name, symbol=instrument.symbol) as span:
+            judged = self._judge(errand, answer)
+            refused = len(judged.refused.columns)
+            span.note(kind=judged.kind, expected=judged.expected, received=judged.received, refused=refused)
+        self.said.answered(instrument, errand.name, judged)
+        return judged
 
     def _judge(self, errand: Errand, answer: BarsAnswer) -> Judged:
         job = errand.job
@@ -549,6 +594,8 @@ class _Ingest:
 
     def _fail(self, errand: Errand, error: ProviderError, *, is_first: bool) -> None:
         symbol = errand.job.work.instrument.symbol
+        if is_first:
+            self.said.failed(errand.job.work.instrument, error)
         fetch = error.fetch or Fetch(
             provider=error.provider,
             symbol=symbol,
@@ -705,8 +752,11 @@ class _Ingest:
         # Prices that were float32 on the wire are compared as such, others are not: two batches.
         for is_float32 in (True, False):
             answered = [job for job in done if _stored_of(job) and _is_float32(job) is is_float32]
-            if answered:
-                self._pipeline.writer.write(
+            if not answered:
+                continue
+            fetched = list(dict.fromkeys(given.errand.span for job in answered for given in _stored_of(job)))
+            with self._pipeline.tracer.span("store", after=fetched[:_MOST_LINKS], jobs=len(answered)):
+                written = self._pipeline.writer.write(
                     self._batch(answered, float32_prices=is_float32),
                     now=self._now,
                     policy=settings.healing_policy,
@@ -714,6 +764,7 @@ class _Ingest:
                     run_id=self._run_id,
                     ranking=self._ranking() if self._refetch else None,
                 )
+            self.said.stored(written, symbols=len(answered), seconds=time.perf_counter() - started)
         self._push_back(done)
         for job in done:
             job.store_seconds = (time.perf_counter() - started) / len(done)

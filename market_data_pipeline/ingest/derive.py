@@ -8,9 +8,11 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.coverage import tally
+from market_data_pipeline.domain.tracing import in_its_own_context
 from market_data_pipeline.ingest.coverage import codes_of, history_of, masks_of, rows_by_symbol
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.report import Stretch, StretchReport
+from market_data_pipeline.observability.logs import bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,15 +29,20 @@ DERIVED = "derived"
 _Range = tuple[date, date]
 
 
+@in_its_own_context
 def derive_candles(
     stretches: Sequence[Stretch], interval: Interval, *, pipeline: Pipeline, run_id: str | None = None
 ) -> Iterator[StretchReport]:
     """Compute ``interval`` from the stored minutes over the stretches, and report each. Repeating it is safe and writes nothing."""
-    for (calendar, ranges), members in _alike(stretches).items():
-        for at in range(0, len(members), _INSTRUMENTS_AT_ONCE):
-            for first, last in ranges:
-                chunk = [[s for s in own if first <= s.first <= last] for own in members[at : at + _INSTRUMENTS_AT_ONCE]]
-                yield from _derive(chunk, interval, calendar, first, last, pipeline=pipeline, run_id=run_id)
+    with (
+        bound(run_id=run_id, interval=interval.value),
+        pipeline.tracer.span("derive", interval=interval.value, stretches=len(stretches), run_id=run_id or ""),
+    ):
+        for (calendar, ranges), members in _alike(stretches).items():
+            for at in range(0, len(members), _INSTRUMENTS_AT_ONCE):
+                for first, last in ranges:
+                    chunk = [[s for s in own if first <= s.first <= last] for own in members[at : at + _INSTRUMENTS_AT_ONCE]]
+                    yield from _derive(chunk, interval, calendar, first, last, pipeline=pipeline, run_id=run_id)
 
 
 def _alike(stretches: Sequence[Stretch]) -> dict[tuple[str, tuple[_Range, ...]], list[list[Stretch]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -102,7 +103,8 @@ class Dispatcher(Generic[E, R]):
                         patience = left if patience is None else min(patience, left)
                         break
                     errands = [group.errands.popleft() for _ in range(min(group.most, len(group.errands)))]
-                    queue.in_flight[queue.pool.submit(self._send, errands)] = errands
+                    # With the names and the span around this: whoever sends tells of both.
+                    queue.in_flight[queue.pool.submit(copy_context().run, self._send, errands)] = errands
                 if not group.errands:
                     del queue.groups[key]
         return patience

@@ -23,10 +23,13 @@ from market_data_pipeline.domain.errors import InvalidInputError, MarketDataErro
 from market_data_pipeline.domain.jobs import BackfillJob, QuotesFetchJob, job_of
 from market_data_pipeline.domain.queue import JobState
 from market_data_pipeline.domain.sessions import date_of
+from market_data_pipeline.domain.tracing import in_its_own_context
 from market_data_pipeline.ingest.candles import ingest_candles
 from market_data_pipeline.ingest.derive import derive_candles
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.ingest.snapshots import fetch_quotes
+from market_data_pipeline.ingest.telling import Few
+from market_data_pipeline.observability.logs import bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,17 +86,29 @@ def work_off(leases: Sequence[Lease], *, queue: JobQueue, pipeline: Pipeline, ru
     """
     still = queue.heartbeat(leases)
     left = {lease.job_id: lease for lease in leases if lease.job_id in still}
+    few = Few()
     with held(list(left.values()), queue):
         try:
             for outcome in carry_out(list(left.values()), pipeline=pipeline, run_id=run_id):
                 del left[outcome.lease.job_id]
-                yield EndedJob(outcome, _end(outcome, queue))
+                ended = EndedJob(outcome, _end(outcome, queue))
+                _tell(ended, few)
+                yield ended
         except Exception:
             # Given back at once, what breaks would be tried for ever: giving back is no attempt.
             raise
         except BaseException:
             queue.release(list(left.values()))
             raise
+
+
+def _tell(ended: EndedJob, few: Few) -> None:
+    lease, failure = ended.outcome.lease, ended.outcome.failure
+    level = logging.DEBUG if failure is None else few.level(logging.WARNING, ended.state)
+    word = "lost to another worker" if ended.state is None else ended.state.value
+    said = "" if failure is None else f", attempt {lease.attempts}: {failure}"
+    about = {"job_id": lease.job_id, "kind": lease.kind.value, "tier": lease.tier.value}
+    logger.log(level, "job %s (%s): %s%s", lease.job_id, lease.kind.value, word, said, extra=about)
 
 
 def _end(outcome: JobOutcome, queue: JobQueue) -> JobState | None:
@@ -204,11 +219,17 @@ def _shuffled(lease: Lease) -> str:
     return hashlib.blake2b(f"{lease.job_id}:{lease.attempts}".encode(), digest_size=8).hexdigest()
 
 
+@in_its_own_context
 def _safely(tasks: Sequence[_Task], pipeline: Pipeline, run_id: str | None) -> Iterator[JobOutcome]:
     """The outcomes of one group; whatever breaks fails the jobs of it that have none yet, and no other."""
     of_quotes = isinstance(tasks[0].job, QuotesFetchJob)
+    job_ids = _some([task.lease.job_id for task in tasks])
     try:
-        yield from (_quotes if of_quotes else _bars)(tasks, pipeline, run_id)
+        with (
+            bound(run_id=run_id, job_id=job_ids),
+            pipeline.tracer.span("jobs", job_id=job_ids, jobs=len(tasks), run_id=run_id or ""),
+        ):
+            yield from (_quotes if of_quotes else _bars)(tasks, pipeline, run_id)
     except UnavailableError:
         # The database, most likely: no job's fault, and nobody could be told.
         raise

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.capabilities import bars
 from market_data_pipeline.domain.ports import BarsProvider
+from market_data_pipeline.domain.tracing import NO_TRACER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.capabilities import Capability
     from market_data_pipeline.domain.ports import Budget, Clock, Provider
     from market_data_pipeline.domain.sessions import TradingCalendar
+    from market_data_pipeline.domain.tracing import Tracer
     from market_data_pipeline.ingest.routing import Router
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.bulk import CandleWriter
     from market_data_pipeline.storage.candles import CandleReader
+    from market_data_pipeline.storage.counters import Counters
     from market_data_pipeline.storage.derive import CandleDeriver
     from market_data_pipeline.storage.health import HealthBook
     from market_data_pipeline.storage.jobs import JobQueue
@@ -45,8 +48,10 @@ class Pipeline:
     health: HealthBook
     router: Router
     jobs: JobQueue
+    counters: Counters
     calendars: Callable[[str], TradingCalendar]
     budget: Budget | None = None
+    tracer: Tracer = NO_TRACER
 
     def known_at(self, now: datetime) -> datetime | None:
         """The knowledge time to store: ``now`` on a virtual clock, None (the database's own clock) otherwise.

@@ -10,6 +10,7 @@ import numpy as np
 
 from market_data_pipeline.domain.coverage import tally
 from market_data_pipeline.domain.errors import BarrenError
+from market_data_pipeline.domain.tracing import NO_SPAN
 from market_data_pipeline.ingest.coverage import history_of
 from market_data_pipeline.ingest.merge import Part
 from market_data_pipeline.ingest.report import StretchReport
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.capabilities import Capability
     from market_data_pipeline.domain.ports import BarsProvider, Fetch
     from market_data_pipeline.domain.quality import Reference
+    from market_data_pipeline.domain.tracing import Span
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.coverage import Masks
     from market_data_pipeline.ingest.grid import Grid
@@ -42,6 +44,8 @@ class Errand:
     before: frozenset[str] = frozenset()
     insists: bool = False
     """It is sent even to a provider whose answers are mostly empty: there is nobody better left."""
+    span: Span = NO_SPAN
+    """Of the request that it was sent with."""
     share: float = 0.0
     """Of an HTTP request: 1 alone, a half where another symbol shared it, 0 while nothing was sent."""
 

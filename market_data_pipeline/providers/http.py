@@ -31,6 +31,7 @@ from market_data_pipeline.domain.errors import (
     TransientError,
 )
 from market_data_pipeline.domain.redaction import HIDDEN, SHORTEST_SECRET, is_sensitive, redact
+from market_data_pipeline.domain.tracing import NO_TRACER
 from market_data_pipeline.providers.answer_cache import AnswerCache, Kept
 from market_data_pipeline.providers.connections import Connections
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.capabilities import Priority
     from market_data_pipeline.domain.ports import Budget
+    from market_data_pipeline.domain.tracing import Tracer
     from market_data_pipeline.settings import Settings
 
 # A provider that says "come back in a year" is wrong or means "not today": ask again tomorrow.
@@ -76,6 +78,9 @@ def _secrets_of(params: Mapping[str, str | int], headers: Mapping[str, str]) -> 
     # A cookie is several secrets in one line, and an authorization has a word before it: an echo may show the part alone.
     parts = [part for _, value in named for word in value.split() for part in (word, word.partition("=")[2].rstrip(";"))]
     return frozenset(value for value in (*(value for _, value in named), *parts) if len(value) >= SHORTEST_SECRET)
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Discreet(logging.Filter):
@@ -288,7 +293,7 @@ class HttpClient:
     needs one sends it. ``sleep``, ``clock`` (monotonic seconds), ``wall_clock`` and ``rng`` are handed in so that tests never wait.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, each of them optional
         self,
         policy: HttpPolicy | None = None,
         *,
@@ -299,6 +304,7 @@ class HttpClient:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         rng: random.Random | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         _silence_talkers()
         self.policy = policy or HttpPolicy()
@@ -308,11 +314,12 @@ class HttpClient:
         self._sleep = sleep
         self._clock = clock
         self._wall_clock = wall_clock
+        self._tracer = tracer
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries out, protects nothing
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings, budget: Budget | None = None) -> Iterator[HttpClient]:
+    def open(cls, settings: Settings, budget: Budget | None = None, tracer: Tracer = NO_TRACER) -> Iterator[HttpClient]:
         """A client with the time-outs and limits of ``settings`` and its cache in their home, closed at the end."""
         policy = HttpPolicy(
             timeout_seconds=settings.http_timeout_seconds,
@@ -324,7 +331,7 @@ class HttpClient:
             connections=settings.requests_in_flight + 1,
         )
         cache = AnswerCache(settings.home / "http-cache" / "answers.db", max_body_bytes=settings.http_max_body_bytes)
-        with cls(policy, budget=budget, cache=cache) as client:
+        with cls(policy, budget=budget, cache=cache, tracer=tracer) as client:
             yield client
 
     def __enter__(self) -> Self:
@@ -398,16 +405,33 @@ class HttpClient:
     def _attempt(self, call: _Call) -> HttpAnswer:
         """Send it once and note how that went. Raises _Retriable where another attempt may be sent."""
         self._take_from_budget(call)
-        started = self._clock()
-        outcome = self._try(call, started)
-        if isinstance(outcome, _Failed):
-            raise self._noted_failure(call, outcome, self._clock() - started)
-        call.attempts.append(_noted("answered", outcome.latency_seconds, outcome))
+        outcome = self._traced(call)
         onward = call.onward(outcome)
         if onward is not None:
             return self._attempt(onward)
         if self._cache is not None and call.may_be_kept and not outcome.is_unchanged:
             self._cache.keep(str(call.target.url), call.target.headers, Kept(outcome.status, outcome.headers, outcome.body))
+        return outcome
+
+    def _traced(self, call: _Call) -> HttpAnswer:
+        """One request as a span and a line of the log: to whom and what came, and of the URL nothing but the host."""
+        number = len(call.failures) + 1
+        with self._tracer.span("http", provider=call.provider, attempt=number, server__address=call.host) as span:
+            started = self._clock()
+            outcome = self._try(call, started)
+            seconds = self._clock() - started
+            answer = outcome.answer if isinstance(outcome, _Failed) else outcome
+            if answer is not None:
+                span.note(http__response__status_code=answer.status, bytes=len(answer.body), is_unchanged=answer.is_unchanged)
+            said = "no answer" if answer is None else f"HTTP {answer.status}, {len(answer.body):,} bytes"
+            logger.debug(
+                "%s, attempt %d: %s in %.3f s", call.target.described, number, said, seconds, extra={"provider": call.provider}
+            )
+            if isinstance(outcome, _Failed):
+                span.failed(outcome.error)
+        if isinstance(outcome, _Failed):
+            raise self._noted_failure(call, outcome, seconds)
+        call.attempts.append(_noted("answered", outcome.latency_seconds, outcome))
         return outcome
 
     def _try(self, call: _Call, started: float) -> HttpAnswer | _Failed:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -27,13 +28,14 @@ from market_data_pipeline.domain.finality import Finality
 from market_data_pipeline.domain.healing import SessionAnswer, advanced
 from market_data_pipeline.domain.ports import WriteReport
 from market_data_pipeline.domain.quality import BarFlag
+from market_data_pipeline.domain.tracing import NO_TRACER
 from market_data_pipeline.storage import binary
 from market_data_pipeline.storage.binary import CopyColumn, CopyReader
 from market_data_pipeline.storage.bitmaps import bits, mask_of
 from market_data_pipeline.storage.evidence import Decided, Question, Witnesses, record_evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import date
 
     import numpy.typing as npt
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.evidence import Decision, Surroundings
     from market_data_pipeline.domain.healing import Advanced, HealingPolicy
     from market_data_pipeline.domain.ports import AnsweredSession, CandleBatch, Fetch
+    from market_data_pipeline.domain.tracing import Tracer
 
 # A transaction holds at most this many locks for an interval, however many symbols it writes: the server's lock table is shared
 # by all connections (64 a connection by default).
@@ -586,8 +589,10 @@ def session_digests(batch: CandleBatch, offsets: Int64s) -> list[bytes | None]:
 class CandleWriter:
     """Stores batches. Instances may be shared by threads; each write takes a connection of the engine's pool."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, tracer: Tracer = NO_TRACER, *, tell_seconds: Callable[[float], object] | None = None) -> None:
+        self._engine, self._tracer = engine, tracer
+        # Told how long each batch took, from asking for its locks until it is committed.
+        self._tell_seconds = tell_seconds
 
     def write(
         self,
@@ -618,7 +623,10 @@ class CandleWriter:
         """
         offsets = _checked_offsets(batch)
         digests = session_digests(batch, offsets)
-        with transaction(self._engine) as cursor:
+        rows, sessions = len(batch.columns), len(batch.sessions)
+        began = time.perf_counter()
+        with self._tracer.span("save", interval=str(batch.interval), rows=rows, sessions=sessions) as span, ExitStack() as ending:
+            cursor = ending.enter_context(transaction(self._engine))
             # An answer that was refused whole says nothing of any session, and still brings refused bars and corporate actions.
             further = {symbol_id for symbol_id, *_ in (*batch.refused, *batch.actions)}
             symbol_ids = sorted({s.symbol_id for s in batch.sessions} | set(np.unique(batch.symbol_id).tolist()) | further)
@@ -658,6 +666,11 @@ class CandleWriter:
                 _move_cursors(cursor, batch, {batch.sessions[index].symbol_id for index in changes}, now)
             if changes or decided:
                 _notify(cursor, batch.interval, symbols=len(symbol_ids), rows=inserted + revised)
+            span.note(symbols=len(symbol_ids), inserted=inserted, revised=revised)
+            with self._tracer.span("commit"):
+                ending.close()
+        if self._tell_seconds is not None:
+            self._tell_seconds(time.perf_counter() - began)
         left_alone, flip_flops = sum(stored.left_alone.values()), sum(stored.flip_flops.values())
         return WriteReport(
             inserted=inserted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 """(provider, capability)."""
+
+logger = logging.getLogger(__name__)
 
 # How old a decision may be, and how long a success may wait to be written: of real time.
 SNAPSHOT_SECONDS = 1.0
@@ -336,6 +339,8 @@ class HealthBook:
             if happened:
                 execute_batch(cursor, _TELL, happened)
             self._prune(cursor, entries)
+        for event in happened:
+            _log(**event)
 
     def _prune(self, cursor: Cursor, entries: Sequence[_Entry]) -> None:
         """Drop the samples that are too old for their resolution: once an hour and key, with what is written anyway."""
@@ -377,6 +382,7 @@ class HealthBook:
             if is_open is not is_recovery:
                 return False
             cursor.execute(_TELL, row | event)
+        _log(provider=provider, capability=capability, kind=kind, detail=detail, is_recovery=is_recovery)
         return True
 
     def events(self, provider: str | None = None, capability: str | None = None, *, limit: int = 100) -> list[ProviderEvent]:
@@ -474,6 +480,19 @@ def _parameters(key: Key, health: ProviderHealth) -> dict[str, Any]:
         "sampled_at": health.sampled_at,
         "is_on_trial": health.is_on_trial,
     }
+
+
+def _log(*, provider: str, capability: str, kind: str, detail: str, is_recovery: bool, **_: object) -> None:
+    # What becomes an event is news by itself: a breaker that opens, a capability that is lost, and their ends.
+    logger.log(
+        logging.INFO if is_recovery else logging.WARNING,
+        "%s%s: %s: %s",
+        provider,
+        f" {capability}" if capability else "",
+        kind,
+        detail,
+        extra={"provider": provider, "capability": capability, "kind": kind},
+    )
 
 
 def _event_row(entry: _Entry, event: HealthEvent) -> dict[str, Any]:
