@@ -9,6 +9,7 @@ import dagster as dg
 from market_data_pipeline.defs.candles import candle_assets, candle_jobs
 from market_data_pipeline.defs.checks import agreement_checks, second_opinions_job, second_opinions_schedule
 from market_data_pipeline.defs.coverage import coverage_asset, coverage_job, coverage_schedule
+from market_data_pipeline.defs.freshness_checks import checks_job, checks_schedule, freshness_checks
 from market_data_pipeline.defs.jobs import jobs_sensor, sweep_schedule, work_jobs
 from market_data_pipeline.defs.live import live_assets
 from market_data_pipeline.defs.maintenance import listings_job, listings_schedule, prune_job, prune_schedule, reconcile_job
@@ -42,13 +43,13 @@ def build_definitions(
     if plan.dimension is SymbolDimension.SYMBOL:
         sensors.append(symbols_sensor(plan))
     nightly = [prune_schedule(), second_opinions_schedule(), listings_schedule()]
-    ticking = [*schedules(plan, in_force=in_force), *nightly, coverage_schedule()]
+    ticking = [*schedules(plan, in_force=in_force), *nightly, coverage_schedule(), checks_schedule()]
     if not settings.use_rlc:
         # Where a Rate-Limit Coordinator makes the jobs, ours would be asked for twice.
         ticking.append(sweep_schedule(settings))
     return dg.Definitions(
         assets=[*candle_assets(plan), *live_assets(), coverage_asset()],
-        asset_checks=agreement_checks(),
+        asset_checks=[*agreement_checks(), *freshness_checks(plan, settings)],
         jobs=[
             *jobs,
             work_jobs(plan),
@@ -57,6 +58,7 @@ def build_definitions(
             listings_job(),
             second_opinions_job(settings),
             coverage_job(),
+            checks_job(),
         ],
         schedules=ticking,
         sensors=sensors,

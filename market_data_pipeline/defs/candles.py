@@ -4,7 +4,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
 from itertools import chain
 from typing import Any
 
@@ -99,7 +99,14 @@ def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefini
     ) -> Iterator[dg.MaterializeResult[Any]]:
         cells = [Cell.parse(key) for key in context.partition_keys]
         intervals = [interval for interval in family(fetched) if asset_key(interval) in context.selected_asset_keys]
-        with workbenches.open() as workbench, workbench.beating(context.run.run_id), Materializations(context) as done:
+        run_id = context.run.run_id
+        with (
+            workbenches.open() as workbench,
+            workbench.beating(run_id),
+            workbench.traced(f"{op_name(fetched)}-{run_id[:8]}") as trace,
+            Materializations(context) as done,
+        ):
+            traced = {} if trace is None else {"trace": dg.MetadataValue.path(str(trace))}
             instruments = workbench.instruments(active_only=False)
             work = PartitionWork.of(cells, plan, plan.periods(fetched), instruments, now=workbench.now(), again=config.again())
             for interval in intervals:
@@ -108,14 +115,14 @@ def _family_of_assets(plan: PartitionPlan, fetched: Interval) -> dg.AssetsDefini
                         stretches,
                         interval,
                         refetch=refetch,
-                        run_id=context.run.run_id,
+                        run_id=run_id,
                         lane=lane_of(context.run.tags.get(CAUSE)),
                         hint=context.run.tags.get(PROVIDER),
                     )
                     for stretches, refetch in work.passes(interval)
                 ]
                 for outcome in work.outcomes(chain.from_iterable(passes)):
-                    done.add(materialization(asset_key(interval), outcome.cell, _metadata(outcome)))
+                    done.add(materialization(asset_key(interval), outcome.cell, {**_metadata(outcome), **traced}))
         _fail_for(work)
         # All was said by events, partition by partition. A result would count as every partition of the run.
         yield from ()
@@ -182,10 +189,21 @@ def _spec(plan: PartitionPlan, interval: Interval) -> dg.AssetSpec:
         group_name=GROUP,
         owners=[OWNER],
         kinds={"postgres", "python"} if interval.source is None else {"postgres", "sql"},
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=heartbeat(plan)),
         tags={"interval": interval.value, "origin": "fetched" if interval.source is None else "derived"},
         # What is not materialised stays missing: a partition that failed, and one whose period has not begun.
         skippable=True,
     )
+
+
+def heartbeat(plan: PartitionPlan) -> timedelta:
+    """How long nothing at all of an asset may be materialised before Dagster calls it overdue.
+
+    A dead man's switch and nothing more: Dagster looks at when the last materialisation was, of whatever partition, so that a
+    backfill of ten years ago makes it fresh. How late the candles are is the check ``newest_candle_is_on_time``. A day longer than
+    the plan's longest pause; at least five days, since a plan without a universe knows no holidays.
+    """
+    return max(plan.longest_pause, timedelta(days=4)) + timedelta(days=1)
 
 
 def _description(interval: Interval) -> str:

@@ -178,7 +178,12 @@ def work_jobs(plan: PartitionPlan) -> dg.JobDefinition:
                 "to have a job carried out, `mdp jobs submit` it",
                 allow_retries=False,
             )
-        with workbenches.open() as workbench, workbench.beating(context.run_id), Materializations(context) as done:
+        with (
+            workbenches.open() as workbench,
+            workbench.beating(context.run_id),
+            workbench.traced(f"{WORK}-{context.run_id[:8]}"),
+            Materializations(context) as done,
+        ):
             leases = workbench.queue().held(batch)
             if not leases:
                 context.log.info("the leases of %s have lapsed, or their jobs have ended: nothing is left to do", batch)

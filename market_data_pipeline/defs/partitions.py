@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -82,7 +82,9 @@ def partition_key(cell: Cell) -> dg.MultiPartitionKey:
     return dg.MultiPartitionKey({PERIOD: cell.period, SYMBOL: cell.symbol})
 
 
-def materialization(key: dg.AssetKey, cell: Cell, metadata: Mapping[str, int | float | str]) -> dg.AssetMaterialization:
+def materialization(
+    key: dg.AssetKey, cell: Cell, metadata: Mapping[str, dg.MetadataValue[Any] | int | float | str]
+) -> dg.AssetMaterialization:
     """The event that says that ``cell`` of the asset is done, with the tags by which Dagster finds a dimension's events."""
     return dg.AssetMaterialization(
         key,

@@ -29,7 +29,7 @@ FRESH_FIRST, WHEN_THERE_IS_ROOM = "10", "0"
 
 # With RECONCILE the jobs that are not of assets; every op of theirs shows a heartbeat, too.
 WORK, PRUNE, SECOND_OPINIONS, LISTINGS = "work_jobs", "prune_event_log", "second_opinions", "listings"
-COVERAGE = "coverage_report"
+COVERAGE, CHECKS = "coverage_report", "candle_checks"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -47,7 +47,7 @@ def cells_in_flight(instance: dg.DagsterInstance, plan: PartitionPlan, *, now: d
     found: dict[Interval, set[Cell]] = {fetched: set() for fetched in FETCHED_INTERVALS}
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         for fetched in FETCHED_INTERVALS:
-            if _works_on(run, fetched):
+            if works_on(run, fetched):
                 periods = plan.periods(fetched).existing(now)
                 try:
                     found[fetched].update(cells_of_tags(run.tags, periods=periods, symbols=symbols))
@@ -59,12 +59,13 @@ def cells_in_flight(instance: dg.DagsterInstance, plan: PartitionPlan, *, now: d
 
 def is_ours(run: dg.DagsterRun) -> bool:
     """Whether ``run`` is of this code location: another may share the instance, and its runs show us no heartbeat."""
-    return run.job_name in {WORK, RECONCILE, PRUNE, SECOND_OPINIONS, LISTINGS, COVERAGE} or any(
-        _works_on(run, fetched) for fetched in FETCHED_INTERVALS
+    return run.job_name in {WORK, RECONCILE, PRUNE, SECOND_OPINIONS, LISTINGS, COVERAGE, CHECKS} or any(
+        works_on(run, fetched) for fetched in FETCHED_INTERVALS
     )
 
 
-def _works_on(run: dg.DagsterRun, fetched: Interval) -> bool:
+def works_on(run: dg.DagsterRun, fetched: Interval) -> bool:
+    """Whether ``run`` is of partitions of ``fetched`` or of what is derived from it."""
     if run.job_name == job_name(fetched):
         return True
     chosen = run.asset_selection or frozenset()

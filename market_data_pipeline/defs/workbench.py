@@ -13,25 +13,34 @@ from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
+from market_data_pipeline.domain.alerts import AlertState
 from market_data_pipeline.domain.candles import FETCHED_INTERVALS, Interval
 from market_data_pipeline.domain.capabilities import Lane
+from market_data_pipeline.observability.logs import bound, configure
+from market_data_pipeline.observability.tracing import maybe_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import date
+    from pathlib import Path
 
+    from market_data_pipeline.domain.alerts import Alert
     from market_data_pipeline.domain.coverage import LedgerRow
-    from market_data_pipeline.domain.queue import Lease
+    from market_data_pipeline.domain.failures import Failure, FailureKind
+    from market_data_pipeline.domain.freshness import Census
+    from market_data_pipeline.domain.queue import DeadGrowth, Lease
     from market_data_pipeline.domain.retention import Pruned
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.jobs import EndedJob
     from market_data_pipeline.ingest.listing import ListingChange
     from market_data_pipeline.ingest.pipeline import Pipeline
+    from market_data_pipeline.ingest.promises import PriceSanity, SessionCompleteness
     from market_data_pipeline.ingest.report import Stretch, StretchReport
     from market_data_pipeline.ingest.second_opinion import SecondOpinions
     from market_data_pipeline.ingest.summary import CoverageSummary
+    from market_data_pipeline.ingest.watch import WatchReport
     from market_data_pipeline.settings import Settings
     from market_data_pipeline.storage.heartbeats import Heartbeat
     from market_data_pipeline.storage.jobs import JobQueue
@@ -126,8 +135,48 @@ class Workbench(Protocol):
         """What the ledger has and lacks, for a person."""
         ...
 
+    def census(self, interval: Interval | None = None) -> Census:
+        """How fresh the followed symbols are now, of one interval or all."""
+        ...
+
+    def completeness(self, interval: Interval) -> SessionCompleteness:
+        """What the newest session whose time is up lacks."""
+        ...
+
+    def price_sanity(self, interval: Interval) -> PriceSanity:
+        """What is odd among the newest stored prices."""
+        ...
+
+    def dead_growth(self, *, within: timedelta) -> DeadGrowth:
+        """How many dead letters there are, and why those of the last while became so."""
+        ...
+
+    def watch(self, *, by: str) -> WatchReport:
+        """Look at what alerts are about, unless somebody just did, and deliver the messages that are due."""
+        ...
+
+    def firing_alerts(self) -> Sequence[Alert]:
+        """Those that hold, the most urgent first."""
+        ...
+
+    def failures(self) -> Sequence[Failure]:
+        """The jobs and checks that are known to be wrong."""
+        ...
+
+    def note_failure(self, failure: Failure) -> None:
+        """A run or a check failed, or failed again."""
+        ...
+
+    def forget_failures(self, kind: FailureKind, names: Sequence[str]) -> int:
+        """They are right again; how many were known to be wrong."""
+        ...
+
     def beating(self, run_id: str) -> AbstractContextManager[None]:
         """Show that this process works on the run, for as long as the block lasts: what the janitor goes by."""
+        ...
+
+    def traced(self, label: str) -> AbstractContextManager[Path | None]:
+        """Profile the block, where that is switched on; its value is the file that will hold the profile, None otherwise."""
         ...
 
     def heartbeats(self) -> Sequence[Heartbeat]:
@@ -258,6 +307,59 @@ class RealWorkbench:
 
         return coverage_summary(self.pipeline)
 
+    def census(self, interval: Interval | None = None) -> Census:
+        """The use-case."""
+        from market_data_pipeline.ingest.freshness import take_census  # noqa: PLC0415 - see Workbenches.open
+
+        return take_census(self.pipeline, intervals=tuple(Interval) if interval is None else (interval,))
+
+    def completeness(self, interval: Interval) -> SessionCompleteness:
+        """The use-case."""
+        from market_data_pipeline.ingest.promises import session_completeness  # noqa: PLC0415 - see Workbenches.open
+
+        return session_completeness(self.pipeline, interval)
+
+    def price_sanity(self, interval: Interval) -> PriceSanity:
+        """The use-case."""
+        from market_data_pipeline.ingest.promises import price_sanity  # noqa: PLC0415 - see Workbenches.open
+
+        return price_sanity(self.pipeline, interval)
+
+    def dead_growth(self, *, within: timedelta) -> DeadGrowth:
+        """The queue's; by the database's clock, which stamps them."""
+        return self.pipeline.jobs.dead_growth(within=within)
+
+    def watch(self, *, by: str) -> WatchReport:
+        """The use-case."""
+        from market_data_pipeline.ingest.watch import watch  # noqa: PLC0415 - see Workbenches.open
+
+        return watch(self.pipeline, by=by)
+
+    def firing_alerts(self) -> Sequence[Alert]:
+        """The open ones of the database that are not pending."""
+        from market_data_pipeline.storage.alerts import AlertBook  # noqa: PLC0415 - see Workbenches.open
+
+        firing = [alert for alert in AlertBook(self.pipeline.engine).open() if alert.state is AlertState.FIRING]
+        return sorted(firing, key=lambda alert: (-alert.severity.urgency, alert.rule, alert.key))
+
+    def failures(self) -> Sequence[Failure]:
+        """Every one there is."""
+        from market_data_pipeline.storage.failures import FailureStore  # noqa: PLC0415 - see Workbenches.open
+
+        return FailureStore(self.pipeline.engine).all()
+
+    def note_failure(self, failure: Failure) -> None:
+        """Insert its row, or count one more."""
+        from market_data_pipeline.storage.failures import FailureStore  # noqa: PLC0415 - see Workbenches.open
+
+        FailureStore(self.pipeline.engine).note(failure)
+
+    def forget_failures(self, kind: FailureKind, names: Sequence[str]) -> int:
+        """Delete their rows."""
+        from market_data_pipeline.storage.failures import FailureStore  # noqa: PLC0415 - see Workbenches.open
+
+        return FailureStore(self.pipeline.engine).forget(kind, names) if names else 0
+
     @contextmanager
     def beating(self, run_id: str) -> Iterator[None]:
         """Beat now and every fifteen seconds, from a thread of its own.
@@ -287,10 +389,15 @@ class RealWorkbench:
         thread = threading.Thread(target=keep_beating, name=f"heartbeat of {run_id}", daemon=True)
         thread.start()
         try:
-            yield
+            with bound(run_id=run_id):
+                yield
         finally:
             over.set()
             thread.join()
+
+    def traced(self, label: str) -> AbstractContextManager[Path | None]:
+        """VizTracer's, as MDP_VIZTRACER_ENABLED says."""
+        return maybe_trace(label, self.pipeline.settings)
 
     def heartbeats(self) -> Sequence[Heartbeat]:
         """Every one there is, the longest silent first."""
@@ -318,5 +425,6 @@ class Workbenches:
         # definitions (webserver, daemon, `dagster definitions validate`) need none of them.
         from market_data_pipeline.wiring import open_pipeline  # noqa: PLC0415
 
+        configure(self.settings, ours_alone=True)
         with open_pipeline(self.settings) as pipeline:
             yield RealWorkbench(pipeline)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -200,6 +201,10 @@ class PartitionPlan:
         """The periods of ``interval``."""
         return self._periods[self.intervals[interval].grain]
 
+    def periods_of(self, grain: Grain) -> Periods:
+        """The periods of ``grain``, whichever intervals have it."""
+        return self._periods[grain]
+
     @cached_property
     def _periods(self) -> Mapping[Grain, Periods]:
         closed = frozenset(self.closed_days)
@@ -216,6 +221,14 @@ class PartitionPlan:
             and (self.start, self.closed_weekends, self.closed_days) == (other.start, other.closed_weekends, other.closed_days)
             and self.calendars == other.calendars
         )
+
+    @property
+    def longest_pause(self) -> timedelta:
+        """How far apart two sessions of the plan can be, by the days it knows: four for New York, from a Friday to a Tuesday."""
+        last = max(self.closed_days, default=self.start) + timedelta(days=7)
+        sessions = self.periods_of(Grain.SESSION).keys(self.start, last)
+        days = [date.fromisoformat(key) for key in sessions]
+        return max((later - earlier for earlier, later in pairwise(days)), default=timedelta(days=1))
 
     def bucket_keys(self) -> list[str]:
         """The keys of the symbol dimension where it holds buckets."""

@@ -240,6 +240,14 @@ class DeadLetterFilter:
         return self.kind in {None, REFUSED} and self.tier is None and self.interval is None
 
 
+@dataclass(frozen=True, slots=True)
+class DeadGrowth:
+    """How many dead letters there are, and (reason, how many) of those that became so lately, the most frequent first."""
+
+    total: int
+    reasons: Sequence[tuple[str, int]] = ()
+
+
 ALL_DEAD_LETTERS = DeadLetterFilter()
 
 

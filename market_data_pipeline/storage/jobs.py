@@ -21,6 +21,7 @@ from market_data_pipeline.domain.jobs import MOST_BYTES, as_new_job, parse_job
 from market_data_pipeline.domain.queue import (
     ALL_DEAD_LETTERS,
     MOST_AT_ONCE,
+    DeadGrowth,
     DeadLetter,
     DeadLetterFilter,
     DeadStatistics,
@@ -73,8 +74,8 @@ select tier, queued, tokens, greatest(extract(epoch from clock_timestamp() - fil
 
 _COUNT = """
 update job_dispatch d
-   set queued = greatest(d.queued + k.change, 0)
-  from unnest(%(tiers)s::text[], %(changes)s::int8[]) as k (tier, change)
+   set queued = greatest(d.queued + k.change, 0), enqueued = d.enqueued + k.new
+  from unnest(%(tiers)s::text[], %(changes)s::int8[], %(new)s::int8[]) as k (tier, change, new)
  where d.tier = k.tier"""
 
 _DISPATCH = """
@@ -93,21 +94,27 @@ select job_id, kind, tier, priority, dedupe_key, payload::jsonb, source, coalesc
               %(payload)s::text[], %(source)s::text[], %(ready_at)s::timestamptz[])
     as k (job_id, kind, tier, priority, dedupe_key, payload, source, ready_at)"""
 
+# Counted in the statement that ends them (sql/0011_metrics.sql).
+_ENDED_AS = "tier, kind, payload ->> 'provider_hint' as hint, state"
+_ENDED = "count_ended_jobs(array_agg(tier), array_agg(kind), array_agg(hint), array_agg(state))"
+
 # statement_timestamp() where an index is searched: it does not change meanwhile, so the search can use it.
-_LAPSE = """
+_LAPSE = f"""
 with lapsed as (
   select job_id from jobs
    where tier = %(tier)s and state = 'leased' and leased_until <= statement_timestamp()
    order by leased_until limit %(most)s for update skip locked
+), ended as (
+  update jobs j
+     set state = case when j.attempts < %(most_attempts)s then 'queued' else 'dead' end,
+         ended_at = case when j.attempts < %(most_attempts)s then null else statement_timestamp() end,
+         reason = format('given out %%s times and not ended: %%s, the last to have it, fell silent', j.attempts, j.leased_by),
+         lapses = j.lapses + 1, leased_by = null, leased_until = null
+    from lapsed
+   where j.job_id = lapsed.job_id
+  returning {_ENDED_AS}
 )
-update jobs j
-   set state = case when j.attempts < %(most_attempts)s then 'queued' else 'dead' end,
-       ended_at = case when j.attempts < %(most_attempts)s then null else statement_timestamp() end,
-       reason = format('given out %%s times and not ended: %%s, the last to have it, fell silent', j.attempts, j.leased_by),
-       lapses = j.lapses + 1, leased_by = null, leased_until = null
-  from lapsed
- where j.job_id = lapsed.job_id
-returning j.state"""
+select count(*) filter (where state = 'queued'), {_ENDED} from ended"""  # noqa: S608 - text of ours
 
 _NEXT = """
 select job_id, lapses from jobs
@@ -145,18 +152,20 @@ with held as (
 )
 select job_id from held"""
 
-_COMPLETE = """
+_COMPLETE = f"""
 with ours as (
   select j.job_id, k.result
     from jobs j
     join unnest(%(ids)s::text[], %(tokens)s::int8[], %(results)s::text[]) as k (job_id, token, result) using (job_id, token)
    where j.state = 'leased' order by j.job_id for no key update of j
+), ended as (
+  update jobs j
+     set state = 'done', ended_at = clock_timestamp(), result = ours.result::jsonb, reason = null,
+         leased_by = null, leased_until = null
+    from ours where j.job_id = ours.job_id
+  returning j.job_id, {_ENDED_AS}
 )
-update jobs j
-   set state = 'done', ended_at = clock_timestamp(), result = ours.result::jsonb, reason = null,
-       leased_by = null, leased_until = null
-  from ours where j.job_id = ours.job_id
-returning j.job_id"""
+select coalesce(array_agg(job_id), '{{}}'), {_ENDED} from ended"""  # noqa: S608 - text of ours
 
 _RETRY = """
 update jobs
@@ -164,10 +173,14 @@ update jobs
        leased_by = null, leased_until = null
  where job_id = %(job_id)s and token = %(token)s and state = 'leased'"""
 
-_DIE = """
-update jobs
-   set state = 'dead', reason = %(reason)s, ended_at = clock_timestamp(), leased_by = null, leased_until = null
- where job_id = %(job_id)s and token = %(token)s and state = 'leased'"""
+_DIE = f"""
+with ended as (
+  update jobs
+     set state = 'dead', reason = %(reason)s, ended_at = clock_timestamp(), leased_by = null, leased_until = null
+   where job_id = %(job_id)s and token = %(token)s and state = 'leased'
+  returning {_ENDED_AS}
+)
+select count(*), {_ENDED} from ended"""  # noqa: S608 - text of ours
 
 # Not worked on, so not an attempt.
 _RELEASE = """
@@ -259,6 +272,15 @@ union all
 select null, 'refused', null, count(*), min(refused_at), max(refused_at), 0 from refused_jobs having count(*) > 0
  order by 1, 2, 3"""
 
+_DEAD_TOTAL = "select (select count(*) from jobs where state = 'dead') + (select count(*) from refused_jobs)"
+
+_DEAD_LATELY = """
+select left(reason, 300), count(*) from (
+  select reason from jobs where state = 'dead' and ended_at > statement_timestamp() - %(within)s::interval
+  union all
+  select reason from refused_jobs where refused_at > statement_timestamp() - %(within)s::interval) as lately
+ group by 1 order by 2 desc, 1 limit 100"""
+
 _RECOUNT = """
 update job_dispatch d
    set queued = k.found
@@ -310,7 +332,7 @@ class JobQueue:
             # By object: of two with one id the second may be the one that enters, when the first's work is open already.
             text_of = {id(job): text for job, text in zip(jobs, texts, strict=True)}
             cursor.execute(_INSERT, _columns(told.accepted, [text_of[id(job)] for job in told.accepted]))
-            self._count(cursor, Counter(job.tier for job in told.accepted))
+            self._count(cursor, Counter(job.tier for job in told.accepted), are_new=True)
         return SubmitReport(len(told.accepted), told.duplicates, told.turned_away)
 
     def _room(self, cursor: Cursor, tiers: Collection[Tier]) -> dict[Tier, int]:
@@ -318,9 +340,10 @@ class JobQueue:
         cursor.execute(_TIERS, {"tiers": sorted(map(str, tiers))})
         return {Tier(tier): self.policy.caps[Tier(tier)] - queued for tier, queued, _, _ in cursor.fetchall()}
 
-    def _count(self, cursor: Cursor, changes: Mapping[Tier, int]) -> None:
+    def _count(self, cursor: Cursor, changes: Mapping[Tier, int], *, are_new: bool = False) -> None:
         """Note how many more (or fewer) jobs of each tier are queued. Their rows must be ours."""
-        cursor.execute(_COUNT, {"tiers": list(map(str, changes)), "changes": list(changes.values())})
+        more = list(changes.values())
+        cursor.execute(_COUNT, {"tiers": list(map(str, changes)), "changes": more, "new": more if are_new else [0] * len(more)})
 
     # --- out -----------------------------------------------------------------------------------------------------------
 
@@ -338,7 +361,7 @@ class JobQueue:
             # A rate below one in a burst still gives one out now and then.
             tokens = min(tokens + rate * elapsed, max(rate * policy.burst_seconds, 1.0))
             cursor.execute(_LAPSE, {"tier": str(tier), "most": LAPSED_AT_ONCE, "most_attempts": policy.most_attempts})
-            returned = sum(state == JobState.QUEUED for (state,) in cursor.fetchall())
+            ((returned, _),) = cursor.fetchall()
             wanted = min(limit, int(tokens))
             leases = self._take(cursor, worker, tier, wanted, kinds) if wanted > 0 else []
             if leases or returned:
@@ -406,7 +429,8 @@ class JobQueue:
         texts = [_json_of((results or {}).get(lease.job_id, {}), lease.job_id) for lease in leases]
         with transaction(self._engine) as cursor:
             cursor.execute(_COMPLETE, {**_named(leases), "results": texts})
-            done = frozenset(job_id for (job_id,) in cursor.fetchall())
+            ((ids, _),) = cursor.fetchall()
+            done = frozenset(ids)
             if effect is not None and done:
                 effect(cursor, [lease for lease in leases if lease.job_id in done])
         return done
@@ -505,6 +529,14 @@ class JobQueue:
         with transaction(self._engine) as cursor:
             cursor.execute(_DEAD_STATISTICS)
             return [DeadStatistics(None if tier is None else Tier(tier), *rest) for tier, *rest in cursor.fetchall()]
+
+    def dead_growth(self, *, within: timedelta) -> DeadGrowth:
+        """How many dead letters there are, and why those of the last while became so."""
+        with transaction(self._engine) as cursor:
+            cursor.execute(_DEAD_TOTAL)
+            [(total,)] = cursor.fetchall()
+            cursor.execute(_DEAD_LATELY, {"within": within})
+            return DeadGrowth(total, cursor.fetchall())
 
     def requeue(self, letter_id: str, *, actor: str) -> RequeueReport:
         """Try a dead letter again, judged anew and with all its attempts; asking twice requeues once.

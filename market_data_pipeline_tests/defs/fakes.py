@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -13,10 +13,12 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import Lane
 from market_data_pipeline.domain.coverage import LedgerRow, Verdict
 from market_data_pipeline.domain.finality import Finality
-from market_data_pipeline.domain.queue import JobState
+from market_data_pipeline.domain.freshness import Census
+from market_data_pipeline.domain.queue import DeadGrowth, JobState
 from market_data_pipeline.domain.sessions import trading_calendar
 from market_data_pipeline.domain.universe import Instrument, Tier
 from market_data_pipeline.ingest.jobs import EndedJob, JobOutcome
+from market_data_pipeline.ingest.promises import PriceSanity, SessionCompleteness
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.ingest.second_opinion import SecondOpinions
 from market_data_pipeline.ingest.summary import CoverageSummary
@@ -25,11 +27,16 @@ from market_data_pipeline.storage.ledger import DueGap, DueRecheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
+    from market_data_pipeline.domain.alerts import Alert
+    from market_data_pipeline.domain.failures import Failure, FailureKind
     from market_data_pipeline.domain.queue import Lease
     from market_data_pipeline.domain.retention import Pruned
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.ingest.listing import ListingChange
+    from market_data_pipeline.ingest.watch import WatchReport
     from market_data_pipeline.storage.jobs import JobQueue
     from market_data_pipeline.storage.opinions import Opinion
 
@@ -153,6 +160,14 @@ class FakeWorkbench:
     summary: CoverageSummary = field(default_factory=lambda: CoverageSummary(NOW, 0, (), (), (), None))
     opinions_to_come: Sequence[Opinion] = ()
     shares_asked: list[tuple[Interval, float]] = field(default_factory=list)
+    now_fresh: Census = field(default_factory=lambda: Census(NOW))
+    complete: dict[Interval, SessionCompleteness] = field(default_factory=dict)
+    prices: dict[Interval, PriceSanity] = field(default_factory=dict)
+    dead: DeadGrowth = field(default_factory=lambda: DeadGrowth(0))
+    firing: Sequence[Alert] = ()
+    failed: dict[tuple[FailureKind, str], Failure] = field(default_factory=dict)
+    watched_by: list[str] = field(default_factory=list)
+    traces: Path | None = None
 
     @contextmanager
     def open(self) -> Iterator[FakeWorkbench]:
@@ -230,6 +245,38 @@ class FakeWorkbench:
             row for row in self.rows if row.symbol_id in symbol_ids and row.interval is interval and first <= row.session <= last
         ]
 
+    def census(self, interval: Interval | None = None) -> Census:
+        lines = [line for line in self.now_fresh.lines if interval in {None, line.interval}]
+        return Census(self.at, lines, [one for one in self.now_fresh.stale if interval in {None, one.interval}])
+
+    def completeness(self, interval: Interval) -> SessionCompleteness:
+        return self.complete.get(interval, SessionCompleteness(self.at))
+
+    def price_sanity(self, interval: Interval) -> PriceSanity:
+        return self.prices.get(interval, PriceSanity(self.at))
+
+    def dead_growth(self, *, within: timedelta) -> DeadGrowth:
+        del within
+        return self.dead
+
+    def watch(self, *, by: str) -> WatchReport:
+        from market_data_pipeline.ingest.watch import WatchReport  # noqa: PLC0415
+
+        self.watched_by.append(by)
+        return WatchReport(self.at, by, census=self.now_fresh)
+
+    def firing_alerts(self) -> Sequence[Alert]:
+        return self.firing
+
+    def failures(self) -> Sequence[Failure]:
+        return list(self.failed.values())
+
+    def note_failure(self, failure: Failure) -> None:
+        self.failed[failure.kind, failure.name] = failure
+
+    def forget_failures(self, kind: FailureKind, names: Sequence[str]) -> int:
+        return sum(self.failed.pop((kind, name), None) is not None for name in names)
+
     def ask_second_opinions(self, interval: Interval, *, share: float, run_id: str) -> SecondOpinions:
         del run_id
         self.shares_asked.append((interval, share))
@@ -245,6 +292,9 @@ class FakeWorkbench:
     def beating(self, run_id: str) -> Iterator[None]:
         self.beats.append(beat(run_id))
         yield
+
+    def traced(self, label: str) -> AbstractContextManager[Path | None]:
+        return nullcontext(None if self.traces is None else self.traces / f"{label}.json")
 
     def heartbeats(self) -> Sequence[Heartbeat]:
         return self.beats
