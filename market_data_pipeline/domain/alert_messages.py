@@ -24,12 +24,16 @@ RUNBOOKS = "docs/operations"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is handed to a channel: plain text. ``kind`` and ``severity`` tell its colour, or whether it pages."""
+    """What is handed to a channel: plain text. ``kind`` and ``severity`` tell its colour, or whether it pages.
+
+    ``about``: the same in all messages about one alert, so that whoever keeps incidents closes the one that he opened.
+    """
 
     title: str
     body: str
     kind: EventKind
     severity: Severity
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
