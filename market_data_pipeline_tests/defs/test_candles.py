@@ -24,6 +24,7 @@ from market_data_pipeline_tests.defs.instances import run_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SYMBOLS = ["AAPL", "IBM", "MSFT"]
 FIRST, LAST = Cell("2024-03-01", "AAPL"), Cell("2024-03-06", "MSFT")
@@ -108,6 +109,12 @@ def test_the_metadata_of_a_partition_says_what_a_person_wants_to_know(instance: 
         "provider": "yahoo",
         "dropped: live": 2,
     }
+
+
+def test_a_run_that_is_profiled_names_the_file_with_each_partition(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = run_box(instance, FakeWorkbench(universe(*SYMBOLS), traces=tmp_path), FIRST, FIRST)
+    trace = tmp_path / f"fetch_candles_1m-{run.run_id[:8]}.json"
+    assert metadata_of(instance, Interval.M1, FIRST.key)["trace"] == str(trace)
 
 
 def test_a_partition_with_bars_still_missing_is_materialised(instance: dg.DagsterInstance) -> None:
