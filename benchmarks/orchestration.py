@@ -42,6 +42,7 @@ from market_data_pipeline.ingest.routing import Router
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.bulk import CandleWriter
 from market_data_pipeline.storage.candles import CandleReader
+from market_data_pipeline.storage.counters import Counters
 from market_data_pipeline.storage.derive import CandleDeriver
 from market_data_pipeline.storage.health import HealthBook
 from market_data_pipeline.storage.jobs import JobQueue
@@ -132,6 +133,7 @@ def pipeline_on(engine: Engine) -> Pipeline:
         health=health,
         router=Router(settings, providers, health),
         jobs=JobQueue(engine, settings.queue_policy),
+        counters=Counters(engine),
         calendars=trading_calendar,
     )
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class MetricKind(StrEnum):
@@ -16,12 +20,35 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One family. ``name`` as it is queried: counters with their ``_total``; histograms without ``_bucket``."""
+    """One family. ``name`` as it is queried: counters with their ``_total``; histograms without ``_bucket``.
+
+    ``buckets``: the upper bounds of a histogram, the last one finite.
+    """
 
     name: str
     kind: MetricKind
     labels: tuple[str, ...]
     help: str
+    buckets: tuple[float, ...] = ()
+
+
+# A metric's name and the values of its labels in the order of the catalogue.
+Series = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """What a histogram holds. ``buckets`` counts each value once: one element a bound of the metric and one above."""
+
+    buckets: tuple[int, ...]
+    sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSnapshot:
+    """Every value that /metrics shows, read at one time. A family without values is shown without samples."""
+
+    values: Mapping[Series, float | Histogram]
 
 
 _C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
@@ -32,7 +59,13 @@ METRICS = (
     # Providers
     Metric("provider_selected_total", _C, ("capability", "provider"), "Requests that a provider was chosen for."),
     Metric("provider_errors_total", _C, ("provider", "endpoint", "code"), "Requests that failed; code: the class of the failure."),
-    Metric("provider_latency_seconds", _H, ("provider", "endpoint"), "How long answers and failures took, the last attempt."),
+    Metric(
+        "provider_latency_seconds",
+        _H,
+        ("provider", "endpoint"),
+        "How long answers and failures took, the last attempt.",
+        LATENCY_BUCKETS,
+    ),
     Metric("provider_bars_total", _C, ("provider", "endpoint"), "Rows in the answers of providers."),
     Metric("circuit_state", _G, ("provider", "capability"), "0 open, 0.5 half open, 1 closed."),
     Metric("provider_health_score", _G, ("provider", "capability"), "Health from 0 to 1, as the router sees it."),
@@ -51,7 +84,7 @@ METRICS = (
     Metric("refused_payloads", _G, (), "Payloads kept that could not be read as a job."),
     Metric("runs_at_work", _G, (), "Run processes that showed a heartbeat within two minutes."),
     # Writing
-    Metric("write_batch_seconds", _H, (), "How long a batch of candles took to be committed."),
+    Metric("write_batch_seconds", _H, (), "How long a batch of candles took to be committed.", WRITE_BUCKETS),
     Metric("bar_revisions_total", _C, ("interval",), "Stored values that were replaced and kept."),
     Metric("refused_bars_total", _C, ("interval",), "Bars that broke a law and were kept aside."),
     # Freshness

@@ -332,7 +332,8 @@ class JobQueue:
             # By object: of two with one id the second may be the one that enters, when the first's work is open already.
             text_of = {id(job): text for job, text in zip(jobs, texts, strict=True)}
             cursor.execute(_INSERT, _columns(told.accepted, [text_of[id(job)] for job in told.accepted]))
-            self._count(cursor, Counter(job.tier for job in told.accepted), are_new=True)
+            entered = Counter(job.tier for job in told.accepted)
+            self._count(cursor, entered, new=entered)
         return SubmitReport(len(told.accepted), told.duplicates, told.turned_away)
 
     def _room(self, cursor: Cursor, tiers: Collection[Tier]) -> dict[Tier, int]:
@@ -340,10 +341,10 @@ class JobQueue:
         cursor.execute(_TIERS, {"tiers": sorted(map(str, tiers))})
         return {Tier(tier): self.policy.caps[Tier(tier)] - queued for tier, queued, _, _ in cursor.fetchall()}
 
-    def _count(self, cursor: Cursor, changes: Mapping[Tier, int], *, are_new: bool = False) -> None:
-        """Note how many more (or fewer) jobs of each tier are queued. Their rows must be ours."""
-        more = list(changes.values())
-        cursor.execute(_COUNT, {"tiers": list(map(str, changes)), "changes": more, "new": more if are_new else [0] * len(more)})
+    def _count(self, cursor: Cursor, changes: Mapping[Tier, int], *, new: Mapping[Tier, int] | None = None) -> None:
+        """Note how many more (or fewer) jobs of each tier are queued, and how many of them never were. Their rows must be ours."""
+        entered = [(new or {}).get(tier, 0) for tier in changes]
+        cursor.execute(_COUNT, {"tiers": list(map(str, changes)), "changes": list(changes.values()), "new": entered})
 
     # --- out -----------------------------------------------------------------------------------------------------------
 
@@ -683,7 +684,8 @@ class JobQueue:
             ):
                 cursor.execute(statement, _columns(chosen, [_json_of(job.payload, job.job_id) for job in chosen]))
             cursor.execute(_FORGET_REFUSED, {"ids": [refused_number(letter_of[job_id]) for job_id in read & entered]})
-            self._count(cursor, Counter(job.tier for job in told.accepted))
+            new = Counter(job.tier for job in told.accepted if job.job_id in read)
+            self._count(cursor, Counter(job.tier for job in told.accepted), new=new)
         return RequeueReport(tuple(letter_of[job.job_id] for job in told.accepted), left)
 
     def _forget(self, cursor: Cursor, letters: Sequence[DeadLetter]) -> None:

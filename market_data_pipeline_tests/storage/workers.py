@@ -9,15 +9,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import Lane, Priority, parse_limits
 from market_data_pipeline.domain.errors import BudgetSpentError, RateLimitedError
 from market_data_pipeline.domain.health import HealthPolicy, Outcome
+from market_data_pipeline.domain.ports import Fetch
 from market_data_pipeline.providers.http import HttpClient, HttpPolicy
 from market_data_pipeline.storage.budgets import PostgresBudget
 from market_data_pipeline.storage.database import open_engine
+from market_data_pipeline.storage.fetches import FetchStore
 from market_data_pipeline.storage.health import HealthBook
 
 if TYPE_CHECKING:
@@ -143,6 +147,18 @@ def _send_until(end: float, http: HttpClient, url: str, priority: Priority, paus
     return sent, refused, longest
 
 
+def _fetches(store: FetchStore, count: str) -> None:
+    """Record ``count`` answers, a transaction each, of whoever and however they may end; says how many."""
+    a_fetch = Fetch("yahoo", "AAPL", Interval.M1, "/", NOON, 0.1, "ok", status=200, rows=3)
+    outcomes = ("ok", "transient", "barren")
+    _ready()
+    for number in range(int(count)):
+        provider = ("yahoo", "alpaca")[number % 2]
+        answer = replace(a_fetch, provider=provider, outcome=outcomes[number % 3], latency_seconds=number % 40, rows=number % 5)
+        store.record([(None, answer)])
+    _say(count)
+
+
 def _ticking() -> Iterator[float]:
     tenths = 0
     while True:
@@ -157,6 +173,8 @@ def main() -> None:
     if command == "send":
         limits, *rest = arguments
         _send(PostgresBudget(engine, parse_limits(limits)), *rest)
+    elif command == "fetches":
+        _fetches(FetchStore(engine), *arguments)
     elif command == "go_on":
         ticks = _ticking()
         _go_on(HealthBook(engine, HealthPolicy(), clock=lambda: next(ticks)))
