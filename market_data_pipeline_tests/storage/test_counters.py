@@ -18,7 +18,7 @@ from market_data_pipeline.domain.health import FAILURES, HealthPolicy, Outcome
 from market_data_pipeline.domain.metrics import LATENCY_BUCKETS, WRITE_BUCKETS
 from market_data_pipeline.domain.queue import JobState, QueuePolicy
 from market_data_pipeline.domain.universe import Tier
-from market_data_pipeline.storage.bulk import CandleWriter, record_fetches
+from market_data_pipeline.storage.bulk import CandleWriter, record_fetches, transaction
 from market_data_pipeline.storage.counters import Counter, Counters, fold_counters, read_counters
 from market_data_pipeline.storage.fetches import FetchStore
 from market_data_pipeline.storage.health import HealthBook
