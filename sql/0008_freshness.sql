@@ -1,5 +1,8 @@
 -- How fresh the universe is, over time: what error budgets are computed from.
 
+-- The rows of a session are read by interval, for all symbols at once, every half minute.
+create index coverage_of_session on coverage (session, interval_s);
+
 -- How densely a symbol trades: bars present of those expected and not halted, in the sessions before measured_at.
 create table trading_density (
   symbol_id    int4 not null references symbol_universe,
@@ -22,4 +25,14 @@ create table slo_samples (
   due          int8 not null check (due >= 0),
   late         int8 not null check (late between 0 and due),
   primary key (tier, interval_s, resolution_s, at)
+);
+
+-- How many of the first bars of a session have been judged: what is added to the samples is what comes after them.
+create table slo_progress (
+  calendar     text not null,
+  interval_s   int4 not null,
+  tier         text not null check (tier in ('T0', 'T1', 'T2')),
+  session      date not null,
+  counted      int4 not null check (counted > 0),
+  primary key (calendar, interval_s, tier, session)
 );
