@@ -68,19 +68,19 @@ def look_at_prices(pipeline: Pipeline, config: AlertsConfig, *, now: datetime) -
     """
     store = PriceRuleStore(pipeline.engine)
     if not config.price_rules:
-        with store.look() as look:
+        with store.look(pipeline.known_at(now)) as look:
             look.forget(look.remembered())
         return PriceReport()
     notes: list[str] = []
     followed = _Followed.of(pipeline, config.price_rules, notes)
     known_rules = {rule.name: _definition(rule) for rule in config.price_rules}
     looks: list[Look] = []
-    with store.look() as look:
+    with store.look(pipeline.known_at(now)) as look:
         valid, gone = _divided(look.remembered(), known_rules, followed)
         kept: list[Remembered] = []
         prices = _Prices(pipeline, store, followed, config.price_rules, now)
         for rule in config.price_rules:
-            judging = _Judging(rule, known_rules[rule.name], followed, now)
+            judging = _Judging(rule, known_rules[rule.name], followed, look.at)
             try:
                 panel, live_from = prices.of(rule)
             except CalendarHorizonError as beyond:
@@ -153,8 +153,8 @@ class _Followed:
 class _Judging:
     """One rule in one look: what it finds, and what is to be remembered of it."""
 
-    def __init__(self, rule: PriceRule, definition: str, followed: _Followed, now: datetime) -> None:
-        self.rule, self.definition, self.followed, self.now = rule, definition, followed, now
+    def __init__(self, rule: PriceRule, definition: str, followed: _Followed, at: datetime) -> None:
+        self.rule, self.definition, self.followed, self.at = rule, definition, followed, at
         self.kept: list[Remembered] = []
         self.gone: list[Remembered] = []
 
@@ -185,7 +185,7 @@ class _Judging:
                 key=f"{instrument.symbol} {side}",
                 definition=self.definition,
                 state=judged.state,
-                fired_at=self.now,
+                fired_at=self.at,
                 value=judged.price,
                 text=text,
             )

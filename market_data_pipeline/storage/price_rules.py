@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.domain.candles import Int32s
 
-# Two looks at once would each write what the other has not seen.
-_ONE_LOOK_AT_A_TIME = "select pg_advisory_xact_lock(7306010)"
+# Two looks at once would each write what the other has not seen. Whoever stops in the midst of one (SIGSTOP, a host that sleeps)
+# loses his transaction: otherwise all others would wait for him. The clock is read once the lock is ours.
+_ONE_LOOK_AT_A_TIME = """
+set transaction isolation level read committed; set local idle_in_transaction_session_timeout = '60s';
+select pg_advisory_xact_lock(7306010); select coalesce(%(at)s, clock_timestamp())"""
 
 _NOTE_WHAT_WAS_TOLD = """
 update price_rule_state s set is_told = true
@@ -91,10 +94,10 @@ class QuotePrices(NamedTuple):
 
 
 class PriceRuleLook:
-    """One look at what is remembered, alone: until it ends nobody else looks."""
+    """One look at what is remembered, alone: until it ends nobody else looks. ``at``: when it began, by the clock of alerts."""
 
-    def __init__(self, cursor: Cursor) -> None:
-        self._cursor = cursor
+    def __init__(self, cursor: Cursor, at: datetime) -> None:
+        self._cursor, self.at = cursor, at
 
     def remembered(self) -> list[Remembered]:
         """All that is remembered, of whatever rule."""
@@ -129,11 +132,14 @@ class PriceRuleStore:
         self._engine = engine
 
     @contextmanager
-    def look(self) -> Iterator[PriceRuleLook]:
-        """Look and remember in one transaction: all of it at the end of the block, or nothing on an error."""
+    def look(self, at: datetime | None = None) -> Iterator[PriceRuleLook]:
+        """Look and remember in one transaction: all of it at the end of the block, or nothing on an error.
+
+        ``at``: the instant on a virtual clock; None: the database's clock, which alerts go by.
+        """
         with transaction(self._engine) as cursor:
-            cursor.execute(_ONE_LOOK_AT_A_TIME)
-            yield PriceRuleLook(cursor)
+            cursor.execute(_ONE_LOOK_AT_A_TIME, {"at": at})
+            yield PriceRuleLook(cursor, cast("tuple[datetime]", cursor.fetchone())[0])
 
     def quotes(self, symbol_ids: Sequence[int], since: datetime, until: datetime, field: PriceField) -> QuotePrices:
         """The quotes that we learned in [since, until], as prices at their own time, where their provider says it.
