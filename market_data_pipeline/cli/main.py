@@ -11,6 +11,7 @@ import click
 
 from market_data_pipeline import __version__
 from market_data_pipeline.domain.errors import InvalidInputError, MarketDataError, UnavailableError
+from market_data_pipeline.observability.logs import configure_when_needed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ COMMANDS = {
     "agreement": _Entry("agreement:agreement", "Show where second providers agree with what is stored; ask them."),
     "jobs": _Entry("jobs:jobs", "Put typed jobs into the queue, and look at those in it."),
     "dlq": _Entry("dlq:dlq", "Look at dead letters, try them again, forget them."),
+    "alerts": _Entry("alerts:alerts", "Show alerts, silence them, acknowledge them, and try channels."),
     "providers": _Entry("providers:providers", "Show, probe and reset the providers."),
     "consume": _Entry("consume:consume", "Take the jobs of a Rate-Limit Coordinator from Redis into the queue."),
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
@@ -97,6 +99,7 @@ def exit_code_of(error: MarketDataError) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mdp` and leave the process with one of the four exit codes."""
     stdout = sys.stdout
+    undo = configure_when_needed()
     try:
         code = mdp.main(args=arguments, prog_name="mdp", standalone_mode=False)
     except click.ClickException as wrong:
@@ -114,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if sys.stdout is not stdout:
             sys.exit(DONE)
         raise
+    finally:
+        undo()
     sys.exit(code if isinstance(code, int) else DONE)
 
 

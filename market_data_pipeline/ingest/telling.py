@@ -55,7 +55,7 @@ class PassLog:
         self._counts["failed requests"] += 1
         level = self._few.level(logging.WARNING, (error.provider, error.kind))
         if logger.isEnabledFor(level):
-            text = f"{instrument.symbol} {self._interval}: {error.provider} gave nothing ({error.kind}): {error}"
+            text = f"{instrument.symbol} {self._interval}: {error.kind}: {error}"
             logger.log(level, "%s", text, extra={"symbol": instrument.symbol, "provider": error.provider, "kind": error.kind})
 
     def answered(self, instrument: Instrument, provider: str, judged: Judged) -> None:
@@ -109,5 +109,5 @@ class PassLog:
             f"{self._interval}: {counts['stretches']:,} stretches, {unanswered:,} without an answer; {counts['inserted']:,} bars "
             f"came, {counts['missing']:,} are missing; {self._requests:,.0f} requests{of}, {counts['failed requests']:,} failed"
         )
-        reasons = "".join(f"; {count:,} times: {reason}" for reason, count in self._reasons.most_common(_REASONS))
+        reasons = "".join(f"; {count:,} of them: {reason}" for reason, count in self._reasons.most_common(_REASONS))
         logger.log(level, "%s", text + reasons, extra={"inserted": counts["inserted"], "unanswered": unanswered})

@@ -65,8 +65,8 @@ def configure(settings: Settings, *, least: str | None = None, ours_alone: bool 
     return _undo
 
 
-def configure_when_needed() -> None:
-    """Show warnings of this process, or what MDP_LOG_LEVEL asks for, from the first of them on.
+def configure_when_needed() -> Callable[[], None]:
+    """Show warnings of this process, or what MDP_LOG_LEVEL asks for, from the first of them on; what it returns undoes it.
 
     For commands that say by themselves what they have to say: until something is logged it costs nothing.
     """
@@ -76,6 +76,7 @@ def configure_when_needed() -> None:
     # A word that is no level is refused with all other settings, by who reads them.
     named = logging.getLevelName(os.environ.get("MDP_LOG_LEVEL", "warning").upper())
     logging.getLogger(OURS).setLevel(named if isinstance(named, int) else logging.WARNING)
+    return _undo
 
 
 def _undo() -> None:
@@ -141,7 +142,8 @@ class _Discreet:
 
     def __call__(self, *given: Any, **more: Any) -> logging.LogRecord:  # noqa: ANN401 - as in logging
         record = self.theirs(*given, **more)
-        if record.name.partition(".")[0] != OURS:
+        # makeLogRecord gives no name.
+        if not record.name or record.name.partition(".")[0] != OURS:
             return record
         message = record.getMessage()
         if record.exc_info is not None and record.exc_info[0] is not None:
@@ -157,33 +159,23 @@ class _Formatter(logging.Formatter):
     def __init__(self, shape: str, secrets: Collection[str]) -> None:
         super().__init__()
         self._shape, self._secrets = shape, secrets
-        self._real: logging.Formatter | None = None
+        self._render: Callable[[object, str, MutableMapping[str, Any]], str | bytes] | None = None
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and under it, in text, where an exception came from."""
-        if self._real is None:
-            self._real = self._made()
-        return self._real.format(record)
+        if self._render is None:
+            self._render = _renderer(self._shape)
+        return str(self._render(None, record.levelname.lower(), facts_of(record, self._secrets)))
 
-    def _made(self) -> logging.Formatter:
-        import structlog  # noqa: PLC0415 - see above
 
-        if self._shape == "json":
-            renderer: Any = structlog.processors.JSONRenderer()
-        else:
-            renderer = structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False, timestamp_key="time", event_key="message"
-            )
-        return structlog.stdlib.ProcessorFormatter(
-            # What a record is, is all in _facts: structlog's own view of it is not kept.
-            foreign_pre_chain=[],
-            processors=[self._facts, renderer],
-            use_get_message=False,
-            pass_foreign_args=False,
-        )
+def _renderer(shape: str) -> Callable[[object, str, MutableMapping[str, Any]], str | bytes]:
+    import structlog  # noqa: PLC0415 - see _Formatter
 
-    def _facts(self, _logger: object, _method: str, told_by_structlog: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        return facts_of(told_by_structlog["_record"], self._secrets)
+    if shape == "json":
+        return structlog.processors.JSONRenderer(ensure_ascii=False)
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False, timestamp_key="time", event_key="message"
+    )
 
 
 def facts_of(record: logging.LogRecord, secrets: Collection[str] = ()) -> dict[str, Any]:
