@@ -40,7 +40,7 @@ create table alert_silences (
   rule         text not null,
   labels       jsonb not null default '{}',
   starts_at    timestamptz not null,
-  ends_at      timestamptz not null check (ends_at > starts_at),
+  ends_at      timestamptz not null check (ends_at >= starts_at),
   reason       text not null,
   created_by   text not null,
   created_at   timestamptz not null default clock_timestamp()

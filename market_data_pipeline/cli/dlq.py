@@ -54,6 +54,9 @@ class _Age(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
             self.fail(str(wrong), param, ctx)
 
 
+AGE = _Age()
+
+
 @click.group()
 def dlq() -> None:
     """Look at dead letters, try them again, forget them. Everything that is done is kept in an audit log.
@@ -127,7 +130,7 @@ def requeue(*, job_id: str, actor: str | None, as_json: bool) -> int:
     Exit code 1 when it is left as it is; the reason is said.
     """
     with opened_pipeline() as pipeline:
-        report = pipeline.jobs.requeue(job_id, actor=_who(actor))
+        report = pipeline.jobs.requeue(job_id, actor=who(actor))
     return _tell(report, as_json=as_json, verb="requeued")
 
 
@@ -149,7 +152,7 @@ def requeue_all(
     meant = _meant(tier, kind, interval)
     with opened_pipeline() as pipeline:
         report = pipeline.jobs.requeue_all(
-            tier=meant.tier, kind=meant.kind, interval=meant.interval, limit=limit, actor=_who(actor), is_dry_run=dry_run
+            tier=meant.tier, kind=meant.kind, interval=meant.interval, limit=limit, actor=who(actor), is_dry_run=dry_run
         )
     return _tell(report, as_json=as_json, verb="would be requeued" if dry_run else "requeued")
 
@@ -176,7 +179,7 @@ def delete(*, job_id: str, yes: bool, actor: str | None, as_json: bool) -> None:
     """Forget the dead letter ID for good. Nothing but a dead letter can be deleted."""
     with opened_pipeline() as pipeline:
         _ask(f"Forget {job_id} for good?", yes=yes)
-        pipeline.jobs.delete(job_id, actor=_who(actor))
+        pipeline.jobs.delete(job_id, actor=who(actor))
     if as_json:
         print_json({"deleted": job_id})
     else:
@@ -184,7 +187,7 @@ def delete(*, job_id: str, yes: bool, actor: str | None, as_json: bool) -> None:
 
 
 @dlq.command(epilog="Example: mdp dlq purge --older-than 30d --dry-run")
-@click.option("--older-than", type=_Age(), required=True, help="Only what died longer ago: 30d, 12h or 45m.")
+@click.option("--older-than", type=AGE, required=True, help="Only what died longer ago: 30d, 12h or 45m.")
 @tier_option
 @kind_option(REFUSED)
 @interval_option
@@ -208,11 +211,11 @@ def purge(  # noqa: PLR0913 - one an option
     """Forget old dead letters for good, no more than --limit of them. Says how many first, and asks."""
     meant = _meant(tier, kind, interval)
     with opened_pipeline() as pipeline:
-        who = _who(actor)
-        named = pipeline.jobs.purge(older_than=older_than, actor=who, meant=meant, limit=limit, is_dry_run=True)
+        name = who(actor)
+        named = pipeline.jobs.purge(older_than=older_than, actor=name, meant=meant, limit=limit, is_dry_run=True)
         if named and not dry_run:
             _ask(f"Forget {len(named):,} dead letters for good?", yes=yes)
-            named = pipeline.jobs.purge(older_than=older_than, actor=who, meant=meant, limit=limit)
+            named = pipeline.jobs.purge(older_than=older_than, actor=name, meant=meant, limit=limit)
     if as_json:
         print_json({"purged": [] if dry_run else named, "would_purge": named if dry_run else []})
     else:
@@ -273,7 +276,8 @@ def _meant(tier: str | None, kind: str | None, interval: str | None) -> DeadLett
     return DeadLetterFilter(Tier(tier) if tier else None, kind, interval)
 
 
-def _who(actor: str | None) -> str:
+def who(actor: str | None) -> str:
+    """The name for the audit log: ``actor``, or the user of this shell."""
     name = getpass.getuser() if actor is None else actor.strip()
     if not 1 <= len(name) <= 128 or not name.isprintable():
         raise InvalidInputError(f"{name[:128]!r} is no name for the audit log: expected 1-128 printable characters")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from market_data_pipeline.domain.alert_config import AlertsConfig
-    from market_data_pipeline.domain.alerts import Alert, Event, Rule
+    from market_data_pipeline.domain.alerts import Event, Rule
 
 # More of one channel at a time are one message: a pager that rings seven times is not read seven times.
 MOST_APART = 5
@@ -45,23 +45,23 @@ class NewNotice:
     message: Message
 
 
-def route_of(alert: Alert, config: AlertsConfig) -> Route:
-    """Who hears of ``alert``: the first route that matches, then all channels for warnings and what is worse, then nobody."""
+def route_of(rule: str, severity: Severity, labels: Mapping[str, str], config: AlertsConfig) -> Route:
+    """Who hears of such an alert: the first route that matches, then all channels for warnings and what is worse, then nobody."""
     for route in config.routes:
         if (
-            (not route.rules or any(fnmatchcase(alert.rule, pattern) for pattern in route.rules))
-            and (not route.severities or alert.severity in route.severities)
-            and labels_match(route.labels, alert.labels)
+            (not route.rules or any(fnmatchcase(rule, pattern) for pattern in route.rules))
+            and (not route.severities or severity in route.severities)
+            and labels_match(route.labels, labels)
         ):
             return route
-    return Route(channels=tuple(config.channels) if alert.severity.urgency >= Severity.WARNING.urgency else ())
+    return Route(channels=tuple(config.channels) if severity.urgency >= Severity.WARNING.urgency else ())
 
 
 def hearers(event: Event, config: AlertsConfig, *, told: Collection[str]) -> tuple[str, ...]:
     """The channels that hear of ``event``. ``told``: those that heard of this alert before: they hear that it is over."""
     if event.kind is EventKind.RESOLVED:
         return tuple(sorted(told))
-    route = route_of(event.alert, config)
+    route = route_of(event.alert.rule, event.alert.severity, event.alert.labels, config)
     return (route.escalate_to or route.channels) if event.kind is EventKind.ESCALATED else route.channels
 
 

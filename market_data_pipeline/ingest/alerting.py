@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
-
 from market_data_pipeline.domain.alert_config import Channel
 from market_data_pipeline.domain.alert_messages import MOST_APART, Message, NewNotice, digest, notices_of, trial_message
 from market_data_pipeline.domain.alerts import EventKind, fold_looks
 from market_data_pipeline.domain.errors import InvalidInputError, UndeliverableError
 from market_data_pipeline.domain.redaction import redact
 from market_data_pipeline.observability.delivery import deliver, keeps_incidents
+from market_data_pipeline.settings import secrets_of
 from market_data_pipeline.storage.alerts import AlertBook, Outbox, wait_seconds
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ Send = Callable[[Channel, Message], None]
 # One pass ends after so long and leaves the rest to the next. With the message under way it stays well below the outbox's lease.
 PASS_SECONDS = 60.0
 _CHANNELS_AT_ONCE = 4
-# What is shorter is no secret, and hiding it everywhere would hide everything.
-_SHORTEST_SECRET = 8
 _LONGEST_TEXT = 2_000
 _LONGEST_REASON = 500
 
@@ -254,9 +251,7 @@ def _named(channel: str, config: AlertsConfig) -> Channel:
 
 
 def _secrets(settings: Settings, config: AlertsConfig | None) -> frozenset[str]:
-    told = {value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)}
-    told |= {channel.url.get_secret_value() for channel in (config.channels.values() if config else ())}
-    return frozenset(value for value in told if len(value) >= _SHORTEST_SECRET)
+    return secrets_of(settings) | {channel.url.get_secret_value() for channel in (config.channels.values() if config else ())}
 
 
 def _discreet(finding: Finding, secrets: Collection[str]) -> Finding:

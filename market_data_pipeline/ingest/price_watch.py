@@ -95,10 +95,11 @@ def look_at_prices(pipeline: Pipeline, config: AlertsConfig, *, now: datetime) -
             gone += judging.gone
         look.forget(gone)
         look.remember(kept)
-    return PriceReport(looks, {rule.name: _as_rule(rule) for rule in config.price_rules}, notes)
+    return PriceReport(looks, {rule.name: as_rule(rule) for rule in config.price_rules}, notes)
 
 
-def _as_rule(rule: PriceRule) -> Rule:
+def as_rule(rule: PriceRule) -> Rule:
+    """What makes alerts of its findings."""
     # The rule's own hysteresis says when it is over: there is nothing to wait for.
     return Rule(
         name=rule.name,

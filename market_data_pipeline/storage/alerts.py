@@ -94,7 +94,7 @@ insert into alert_notices (alert_id, channel, kind, severity, title, body, attem
 select alert_id, channel, kind, severity, title, body, %(attempts)s, %(ready_at)s, %(now)s, %(now)s
   from jsonb_to_recordset(%(rows)s::jsonb) as k (
          alert_id int8, channel text, kind text, severity text, title text, body text)
-returning {_NOTICE}"""  # noqa: S608
+returning {_NOTICE}"""  # noqa: S608 - constants of ours
 
 _SILENCES = """
 select rule, labels, starts_at, ends_at, reason, created_by, silence_id from alert_silences
@@ -105,7 +105,7 @@ insert into alert_silences (rule, labels, starts_at, ends_at, reason, created_by
 values (%(rule)s, %(labels)s::jsonb, %(starts_at)s, %(ends_at)s, %(reason)s, %(created_by)s, %(starts_at)s)
 returning silence_id"""
 _UNSILENCE = """
-update alert_silences set ends_at = greatest(%(now)s, starts_at + interval '1 microsecond')
+update alert_silences set ends_at = greatest(%(now)s, starts_at)
  where silence_id = %(silence_id)s and ends_at > %(now)s
 returning rule"""
 _ACKNOWLEDGE = """
