@@ -102,8 +102,8 @@ def disk_under(home: Path) -> DiskUse:
 class WatchReport:
     """What one call of ``watch`` did. ``skipped``: why nobody looked now, None where it looked; messages are delivered either way.
 
-    ``blind``: of each group of rules that could not be looked at, why. ``problem``: why the alerts file in force is not the one that
-    is there. ``seconds``: how long it took, of real time.
+    ``blind``: of each group of rules that could not be looked at, why. ``problem``: why the alerts file in force is not the one
+    that is there. ``seconds``: how long it took, of real time.
     """
 
     at: datetime
@@ -132,9 +132,9 @@ def watch(
 
     ``by``: who says so, for people ("sensor watch", "mdp serve"). ``force``: look now, unless somebody is looking at this moment:
     one look at a time, in all processes. What cannot be looked at is blind, which ends no alert. Repeating it is safe; a process
-    that dies in it leaves at most a look that is not remembered. ``alerts``: of a process that goes on, whose last usable file stays
-    in force. Raises DatabaseUnreachableError where the database is away, and ConfigurationError where there is no ``alerts`` and the
-    file cannot be used; SLOs are counted all the same.
+    that dies in it leaves at most a look that is not remembered. ``alerts``: of a process that goes on, whose last usable file
+    stays in force. Raises DatabaseUnreachableError where the database is away, and ConfigurationError where there is no ``alerts``
+    and the file cannot be used; SLOs are counted all the same.
     """
     began = stopwatch()
     now = pipeline.clock.now()
