@@ -69,7 +69,8 @@ class BudgetStatus:
     """What is left of an account's budget now. ``left``: by limit, the requests that live T0 may still send in the running window.
 
     ``factor``: how much of the limits is used, below 1 after refusals; ``held_until``: nobody sends before, None where nothing
-    holds; ``granted``: requests since the row was made.
+    holds; ``granted``: requests since the row was made; ``used_shares``: by limit, the share of what may be sent in a window that
+    was sent in the running one.
     """
 
     provider: str
@@ -78,6 +79,7 @@ class BudgetStatus:
     factor: float
     held_until: datetime | None
     granted: int
+    used_shares: Mapping[RateLimit, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +180,24 @@ class PostgresBudget:
         """What is left now, by account; an account that never asked has no row."""
         with self._engine.connect() as connection:
             rows = connection.exec_driver_sql(_STATUS, {"provider": provider}).all()
-        return [
-            BudgetStatus(name, account, self._left(name, seconds, heads, counts, instant, factor), factor, held_until, granted)
-            for name, account, seconds, heads, counts, instant, factor, held_until, granted in rows
-        ]
+        found = []
+        for name, account, seconds, heads, counts, instant, factor, held_until, granted in rows:
+            windows = self._windows(name, seconds, heads, counts, instant, factor)
+            left = {str(limit): max(usable - used, 0) for limit, (usable, used) in windows.items()}
+            shares = {limit: used / usable for limit, (usable, used) in windows.items()}
+            found.append(BudgetStatus(name, account, left, factor, held_until, granted, shares))
+        return found
 
     def reset(self, provider: str) -> bool:
         """Forget what refusals taught and whom they hold; whether there was anything. What was sent stays counted."""
         with self._engine.connect() as connection:
             return bool(connection.exec_driver_sql(_FORGET, {"provider": provider}).all())
 
-    def _left(
+    def _windows(
         self, provider: str, seconds: list[float], heads: list[int], counts: list[int], instant: float, factor: float
-    ) -> dict[str, int]:
-        left: dict[str, int] = {}
+    ) -> dict[RateLimit, tuple[int, int]]:
+        """By limit, how many requests may be sent in a window, and how many were in the running one."""
+        windows: dict[RateLimit, tuple[int, int]] = {}
         for limit in self.limits_of(provider):
             used = 0
             if limit.seconds in seconds:
@@ -199,8 +205,8 @@ class PostgresBudget:
                 since = instant - limit.seconds - slack_seconds(limit)
                 kept = counts[place * _KEPT : (place + 1) * _KEPT]
                 used = sum(count for age, count in enumerate(kept) if (heads[place] - age + 1) * width > since)
-            left[str(limit)] = max(max(int(limit.requests * factor + 1e-9), 1) - used, 0)
-        return left
+            windows[limit] = max(int(limit.requests * factor + 1e-9), 1), used
+        return windows
 
     # --- asking for many at once ---------------------------------------------------------------------------------------
 

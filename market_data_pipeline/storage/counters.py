@@ -183,9 +183,9 @@ def fold_counters(engine: Engine) -> int:
         return int(connection.exec_driver_sql(_FOLD).scalar_one()) if alone else 0
 
 
-def histogram(counter: Counter) -> Histogram:
-    """The counter of a histogram as the catalogue's value."""
-    return Histogram(counter.buckets or (), counter.value)
+def as_metric(counter: Counter) -> float | Histogram:
+    """A counter as the catalogue's value."""
+    return counter.value if counter.buckets is None else Histogram(counter.buckets, counter.value)
 
 
 def _series(name: str, kind: MetricKind, labels: Mapping[str, str]) -> Series:
