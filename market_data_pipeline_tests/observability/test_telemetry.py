@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from pydantic import SecretStr
 
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import TransientError
 from market_data_pipeline.observability.telemetry import tracer_of
 from market_data_pipeline.settings import Settings
+from market_data_pipeline.simulator.vendor import PREMIUM, made_up_key
 from market_data_pipeline.testing.loopback import Loopback, Reply
 from market_data_pipeline_tests.world import World, a_world, expected_opens, write_bars
 
@@ -142,12 +144,14 @@ def test_every_span_lies_within_the_one_around_it(data: Path, tmp_path: Path, da
 def test_no_key_is_in_what_is_sent(data: Path, tmp_path: Path, database_url: str) -> None:
     # Alpha Vantage takes its key in the URL, and repeats it in what it answers.
     write_bars(data, "ALFA", Interval.D1, [at - at % 86_400 for at in expected_opens(Interval.D1)])
+    key = f"{made_up_key('alphavantage', PREMIUM)}{CANARY}"
     faults = [{"match": {"provider": "alphavantage", "first": 2}, "action": "reset"}]
     with a_collector() as collector:
         options: dict[str, Any] = {"otel_endpoint": collector.url, "vendors": ["alphavantage", "yahoo"], "faults": faults}
-        with a_world(data, database_url, tmp_path / "home", **options, alphavantage_key=f"premium-{CANARY}") as world:
-            world.ingest(world.load("ALFA"), Interval.D1)
-        assert {attributes(span)["mdp.provider"] for span in collector.named("http")} >= {"alphavantage"}
+        with a_world(data, database_url, tmp_path / "home", **options, alphavantage_key=SecretStr(key)) as world:
+            assert [report.failure for report in world.ingest(world.load("ALFA"), Interval.D1)] == [None]
+        sent = [span for span in collector.named("http") if attributes(span)["mdp.provider"] == "alphavantage"]
+        assert [bool(span.status.code) for span in sent] == [True, True, False]
         assert collector.bodies
         assert [body for body in collector.bodies if CANARY.encode() in body] == []
 
