@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from market_data_pipeline.defs.event_log import BatchPostgresEventLogStorage, BatchSqliteEventLogStorage
 from market_data_pipeline.domain.errors import ConfigurationError
+from market_data_pipeline.observability.logs import configure
+from market_data_pipeline.settings import Settings
 from market_data_pipeline_tests.defs.instances import empty_database
 
 if TYPE_CHECKING:
@@ -50,6 +55,30 @@ def test_the_file_loads_on_postgres_with_the_batched_event_log(home: Path) -> No
         assert not instance.telemetry_enabled
         instance.add_dynamic_partitions("symbols", ["AAPL"])
         assert instance.get_dynamic_partitions("symbols") == ["AAPL"]
+
+
+def test_what_our_modules_log_stands_on_the_page_of_the_run_whatever_thread_says_it(home: Path) -> None:
+    shutil.copy(SQLITE, home / "dagster.yaml")
+    logger = logging.getLogger("market_data_pipeline.ingest.somewhere")
+
+    @dg.op
+    def talks() -> None:
+        undo = configure(Settings(finnhub_key=SecretStr("canary7f3a91")), ours_alone=True)
+        thread = threading.Thread(target=logger.warning, args=("ALFA 1m: no bars with %s", "canary7f3a91"))
+        thread.start()
+        thread.join()
+        logger.info("one line a fact")
+        logger.debug("too much")
+        undo()
+
+    @dg.job
+    def talk() -> None:
+        talks()
+
+    with dg.DagsterInstance.get() as instance:
+        run = talk.execute_in_process(instance=instance)
+        lines = [entry.user_message for entry in instance.all_logs(run.run_id) if not entry.is_dagster_event]
+    assert lines == ["ALFA 1m: no bars with ***", "one line a fact"]
 
 
 def test_the_variant_loads_on_sqlite_with_the_batched_event_log(home: Path) -> None:
