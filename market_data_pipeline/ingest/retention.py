@@ -6,15 +6,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from market_data_pipeline.domain.retention import Pruned, RetentionPolicy
+from market_data_pipeline.storage.counters import fold_counters
 from market_data_pipeline.storage.retention import Retention
+from market_data_pipeline.storage.slo import prune_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from market_data_pipeline.ingest.pipeline import Pipeline
     from market_data_pipeline.settings import Settings
-
-DONE_JOBS = "jobs"
 
 
 def policy_of(settings: Settings) -> RetentionPolicy:
@@ -31,4 +31,7 @@ def prune(pipeline: Pipeline, *, only: Sequence[str] = (), dry_run: bool = False
     policy = policy_of(pipeline.settings)
     yield from Retention(pipeline.engine).prune(policy, now=pipeline.clock.now(), only=only, dry_run=dry_run)
     if not only and not dry_run:
-        yield Pruned(DONE_JOBS, pipeline.jobs.prune_done(policy.done_jobs))
+        yield Pruned("slo_samples", prune_samples(pipeline.engine, pipeline.clock.now()))
+        yield Pruned("jobs", pipeline.jobs.prune_done(policy.done_jobs))
+        # Not old rows but many: one for each connection that ever counted.
+        yield Pruned("metric_counters", fold_counters(pipeline.engine))

@@ -82,18 +82,16 @@ delete from provider_events
              from provider_events) e
     where place > 1 and at < %(before)s order by event_id limit %(most)s)"""
 
+# Their messages go with them.
 _ALERTS = """
-with old as (
-  select a.alert_id from alerts a
-   where a.state = 'resolved' and a.resolved_at < %(before)s
-     and not exists (select from alert_notices n where n.alert_id = a.alert_id and n.state = 'queued')
-     and not exists (select from alerts b where b.explained_by = a.alert_id and b.state <> 'resolved')
-   order by a.alert_id limit %(most)s
-),
-notices as (delete from alert_notices n using old where n.alert_id = old.alert_id),
-freed as (update alerts b set explained_by = null from old where b.explained_by = old.alert_id and b.alert_id not in (table old))
-select alert_id from old"""
-_DELETE_ALERTS = "delete from alerts where alert_id = any(%(ids)s::int8[])"
+delete from alerts
+ where alert_id in (
+   select a.alert_id from alerts a
+    where a.state = 'resolved' and a.resolved_at < %(before)s
+      and not exists (select from alert_notices n where n.alert_id = a.alert_id and n.state = 'queued')
+    order by a.alert_id limit %(most)s)"""
+# Of no alert: somebody tried a channel.
+_NOTICES = "delete from alert_notices where alert_id is null and state <> 'queued' and created_at < %(before)s"
 _SILENCES = "delete from alert_silences where ends_at < %(before)s"
 
 # Provenance without bars: failures, empty answers, quotes and chains that are gone. Whoever names a fetch is asked through an
@@ -216,12 +214,13 @@ _STATEMENTS = {
     "refused_jobs": _REFUSED_JOBS,
     "provider_events": _EVENTS,
     "alerts": _ALERTS,
+    "alert_notices": _NOTICES,
     "alert_silences": _SILENCES,
     "fetches": _FETCHES,
     "fetches_of_bars": _FETCHES_OF_BARS,
 }
 # Two statements where one cannot: rows that others of the same statement refer to.
-_THEN = {"option_chains": _DELETE_CHAINS, "alerts": _DELETE_ALERTS}
+_THEN = {"option_chains": _DELETE_CHAINS}
 KINDS = tuple(_STATEMENTS)
 
 
@@ -239,5 +238,6 @@ def _age(policy: RetentionPolicy, kind: str) -> timedelta:
         "option_chains": policy.chains,
         "provider_events": policy.events,
         "alerts": policy.alerts,
+        "alert_notices": policy.alerts,
         "alert_silences": policy.alerts,
     }.get(kind, policy.fetches)

@@ -182,6 +182,39 @@ def test_a_gap_in_another_session_keeps_nothing(engine: Engine, ids: dict[str, i
     assert pruned(engine, after=100 * DAY, only=["refused_bars"]) == {"refused_bars": 1}
 
 
+# --- alerts
+
+_AN_ALERT = """
+insert into alerts (rule, key, severity, state, value, text, began_at, fired_at, resolved_at, seen_at, told_at, told_severity,
+                    explained_by)
+values (%(rule)s, '', 'warning', %(state)s, 1, 't', %(at)s, %(at)s, %(over)s, %(at)s, %(at)s, 'warning', %(explained_by)s)
+returning alert_id"""
+_A_NOTICE = """
+insert into alert_notices (alert_id, channel, kind, severity, title, body, state, ready_at, created_at, queued_at, sent_at)
+values (%(alert_id)s, 'ops', 'firing', 'warning', 't', 'b', %(state)s, %(at)s, %(at)s, %(at)s, %(sent)s)"""
+
+
+def an_alert(
+    engine: Engine, rule: str, *, age: timedelta, is_over: bool = True, explained_by: int | None = None, notice: str = "sent"
+) -> int:
+    at = NOW - age
+    given = {"rule": rule, "state": "resolved" if is_over else "firing", "at": at, "over": at if is_over else None}
+    with engine.begin() as connection:
+        alert_id = int(connection.exec_driver_sql(_AN_ALERT, {**given, "explained_by": explained_by}).scalar_one())
+        sent = at if notice == "sent" else None
+        connection.exec_driver_sql(_A_NOTICE, {"alert_id": alert_id, "state": notice, "at": at, "sent": sent})
+    return alert_id
+
+
+def test_alerts_that_were_over_a_year_ago_go_with_their_messages_and_open_ones_stay(engine: Engine) -> None:
+    cause = an_alert(engine, "ProviderCircuitBreakerOpen", age=400 * DAY)
+    an_alert(engine, "SymbolStale", age=400 * DAY, is_over=False, explained_by=cause)
+    an_alert(engine, "DiskFilling", age=400 * DAY, notice="queued")
+    an_alert(engine, "DiskFilling", age=300 * DAY)
+    assert pruned(engine, after=timedelta(0)) == {"alerts": 1}
+    assert (count(engine, "alerts"), count(engine, "alert_notices")) == (3, 3)
+
+
 # --- the call itself
 
 
