@@ -15,6 +15,7 @@ from market_data_pipeline.defs.live import live_assets
 from market_data_pipeline.defs.maintenance import listings_job, listings_schedule, prune_job, prune_schedule, reconcile_job
 from market_data_pipeline.defs.schedules import schedules
 from market_data_pipeline.defs.sensors import gap_sensor, janitor_sensor, symbols_sensor
+from market_data_pipeline.defs.watch import alerts_asset, alerts_check, check_failures_sensor, run_failures_sensor, watch_sensor
 from market_data_pipeline.defs.workbench import Workbenches
 from market_data_pipeline.domain.partitions import SymbolDimension
 
@@ -40,6 +41,7 @@ def build_definitions(
     in_force = in_force or (lambda: plan)
     jobs = candle_jobs()
     sensors = [gap_sensor(plan, settings, jobs, in_force=in_force), jobs_sensor(settings), janitor_sensor()]
+    sensors += [watch_sensor(settings), run_failures_sensor(), check_failures_sensor()]
     if plan.dimension is SymbolDimension.SYMBOL:
         sensors.append(symbols_sensor(plan))
     nightly = [prune_schedule(), second_opinions_schedule(), listings_schedule()]
@@ -48,8 +50,8 @@ def build_definitions(
         # Where a Rate-Limit Coordinator makes the jobs, ours would be asked for twice.
         ticking.append(sweep_schedule(settings))
     return dg.Definitions(
-        assets=[*candle_assets(plan), *live_assets(), coverage_asset()],
-        asset_checks=[*agreement_checks(), *freshness_checks(plan, settings)],
+        assets=[*candle_assets(plan), *live_assets(), coverage_asset(), alerts_asset()],
+        asset_checks=[*agreement_checks(), *freshness_checks(plan, settings), alerts_check()],
         jobs=[
             *jobs,
             work_jobs(plan),
