@@ -679,6 +679,14 @@ def freshness() -> Json:
                 query("max by (state) (alert_notices)", "{{state}}"),
             ),
             lines(
+                "Alerts over time",
+                "The pipeline's own, while they are firing.",
+                "none",
+                query("max by (alert) (alerts_firing)", "{{alert}}"),
+                width=16,
+                may_be_empty="none is firing",
+            ),
+            lines(
                 "Symbols",
                 "Tradable symbols of which something is expected now, fresh and stale.",
                 "none",

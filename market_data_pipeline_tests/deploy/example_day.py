@@ -100,7 +100,8 @@ def example_day() -> str:
         _provider(day, provider, capabilities)
     for tier, deep in (("T0", 900.0), ("T1", 2600.0), ("T2", 4100.0)):
         _queue(day, tier, deep)
-        for interval, worse in (("1m", 1.0), ("1h", 0.3)):
+        hit = {"T0": 1.0, "T1": 0.6, "T2": 0.2}[tier]
+        for interval, worse in (("1m", hit), ("1h", 0.3 * hit)):
             _line(day, {"tier": tier, "interval": interval}, SYMBOLS[tier], OBJECTIVES[tier] * worse, worse)
     for interval, often in (("1m", 3.0), ("1h", 0.5), ("1d", 0.1)):
         _interval(day, interval, often)
@@ -137,11 +138,11 @@ def _provider(day: Day, provider: str, capabilities: tuple[str, ...]) -> None:
         day.show("provider_is_demoted", pair, lambda m: float(health(m) < 0.55))
         day.show_histogram("provider_latency_seconds", endpoint, asked, lambda m: 4.0 if fails(m) else 0.18)
     bad = {"provider": provider, "endpoint": capabilities[0]}
-    day.show("provider_errors_total", {**bad, "code": "transient"}, lambda m: 39.0 if fails(m) else 0.2)
-    day.show("provider_errors_total", {**bad, "code": "rate_limited"}, lambda m: day.noise(1.0) if is_open(m) else 0.0)
+    day.show("provider_errors_total", {**bad, "code": "transient"}, lambda m: 39.0 if fails(m) else 0.002 * asked(m))
+    day.show("provider_errors_total", {**bad, "code": "rate_limited"}, lambda m: day.noise(0.005 * busy) if is_open(m) else 0.0)
     mine = {"provider": provider}
-    day.show("provider_budget_used_ratio", {**mine, "window": "60s"}, lambda m: day.noise(0.6) if is_open(m) else 0.05)
-    day.show("provider_budget_used_ratio", {**mine, "window": "1d"}, lambda m: 0.3 * m / MINUTES)
+    day.show("provider_budget_used_ratio", {**mine, "window": "60s"}, lambda m: asked(m) / 300)
+    day.show("provider_budget_used_ratio", {**mine, "window": "1d"}, lambda m: busy / 400 * m / MINUTES)
     day.show("provider_budget_held_seconds", mine, lambda m: 30.0 if fails(m) else 0.0)
     day.show("provider_requests_granted_total", mine, asked)
 
