@@ -28,10 +28,10 @@ DENSITY_SESSIONS = 20
 _WORK_MEMORY = "64MB"
 
 # ``sessions``: what is judged, and of which bars: the first ``due`` slots of a session, those from ``counted`` on for the sums.
-# ``wanted``: how many symbols should be in each. ``found``: those with a row, counted on the way past one range of an index for each
-# interval and session; and the slots of those who lack something (everybody else needs no second look). ``newest``: the slot after
-# the last one with a verdict, wherever it is: a bar that came before it had to makes a symbol fresh. Bit strings become text only
-# where the last bar due is not there. ``unheard``: who should have a row and has none, looked for only where rows are short.
+# ``wanted``: how many symbols should be in each. ``found``: those with a row, counted on the way past one range of an index for
+# each interval and session; and the slots of those who lack something: everybody else needs no second look. ``newest``: the slot
+# after the last one with a verdict, wherever it is: a bar that came before it had to makes a symbol fresh. Bit strings become text
+# only where the last bar due is not there. ``unheard``: who should have a row and has none, looked for only where rows are short.
 # ``troubled``: who lacks something. Derived bars are judged by their minutes: nobody is ever asked for them.
 # ``judged``: is_unheard: nobody has answered since the last bar due could be asked for. is_chance: its own silence explains it.
 # ``frozen``: where the liquid that are stale outnumber all who are not, silence says nothing of anybody.
@@ -69,7 +69,8 @@ wanted as materialized (
 ),
 found as materialized (
   select k.place, count(*) as rows, count(*) filter (where k.present_due + k.open > 0) as symbols,
-         sum(k.present_due) as present_due, sum(k.bars) as present, sum(k.confirmed_empty) as confirmed_empty, sum(k.halted) as halted, sum(k.pending) as pending,
+         sum(k.present_due) as present_due, sum(k.bars) as present,
+         sum(k.confirmed_empty) as confirmed_empty, sum(k.halted) as halted, sum(k.pending) as pending,
          array_agg(k.symbol_id) filter (where k.lacks) as lacking, array_agg(k.open) filter (where k.lacks) as opens,
          array_agg(k.newest) filter (where k.lacks) as newests
     from (select s.place, c.symbol_id, c.bars, c.expected - c.bars - c.absent - c.halted as confirmed_empty, c.halted, e.*,
