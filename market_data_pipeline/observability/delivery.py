@@ -32,6 +32,8 @@ CONNECT_SECONDS, READ_SECONDS = 5.0, 10.0
 # With everything: a server that sends a byte now and then never times out by the clock above.
 MESSAGE_SECONDS = 20.0
 _MOST_ERROR = 500
+# Of what a server answered Apprise shows the first 2,000 bytes: where it cut there may be half a secret, which nobody recognises.
+_SHORTEST_CUT = 1_900
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Post to whatever address they are given. Of the others most have their vendor's, and what stands in the place of a host is a token
 # then, which nobody may ask a name server about.
@@ -125,7 +127,9 @@ def _opened(channel: Channel) -> NotifyBase:
         )
     service.redirects = False
     service.socket_connect_timeout = min(service.socket_connect_timeout, CONNECT_SECONDS)
-    service.socket_read_timeout = min(max(service.socket_read_timeout, READ_SECONDS), READ_SECONDS)
+    given = service.socket_read_timeout
+    # Apprise's own four seconds are few for a vendor on a bad day.
+    service.socket_read_timeout = READ_SECONDS if given == type(service).socket_read_timeout else min(given, READ_SECONDS)
     service.retry = 0
     return service
 
@@ -146,7 +150,7 @@ def _send(channel: Channel, service: NotifyBase, message: Message) -> None:
             timeout=MESSAGE_SECONDS,
             log_level=logging.DEBUG,
         )
-        said = [(entry.level, entry.message) for entry in result.logs()]
+        said = [(entry.level, entry.message) for entry in result.logs() if len(entry.message) < _SHORTEST_CUT]
     except Exception as broken:  # noqa: BLE001 - what a hundred plugins may raise; told without its words' secrets, and without its chain
         raise UndeliverableError(_told(channel, [f"{type(broken).__name__}: {broken}"])) from None
     if not result:
