@@ -9,7 +9,7 @@ sensor here or `mdp serve`; with either alone nothing is lost.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
@@ -290,8 +290,9 @@ def check_failures_sensor() -> dg.SensorDefinition:
     def check_failures(
         context: dg.SensorEvaluationContext, workbenches: dg.ResourceParam[OpensWorkbench]
     ) -> dg.SensorResult | dg.SkipReason:
-        latest, cursor = evaluations_since(context.instance, int(context.cursor or 0))
-        latest = {key: evaluation for key, evaluation in latest.items() if key not in TOLD_ELSEWHERE}
+        ours = sorted(context.repository_def.asset_graph.asset_check_keys) if context.repository_def is not None else []
+        found = evaluations_since(context.instance, float(context.cursor or 0), ours)
+        latest = {key: evaluation for key, evaluation in found.latest.items() if key not in TOLD_ELSEWHERE}
         failed = {key: evaluation for key, evaluation in latest.items() if not evaluation.passed}
         right = [_name(key) for key, evaluation in latest.items() if evaluation.passed]
         if latest:
@@ -308,7 +309,7 @@ def check_failures_sensor() -> dg.SensorDefinition:
                     )
                 workbench.forget_failures(FailureKind.CHECK, right)
         said = f"{len(latest)} checks were evaluated since the last tick: {len(failed)} do not pass"
-        return dg.SensorResult(skip_reason=said, cursor=str(cursor))
+        return dg.SensorResult(skip_reason=said, cursor=repr(found.cursor))
 
     return check_failures
 
@@ -317,28 +318,50 @@ def _name(key: dg.AssetCheckKey) -> str:
     return f"{key.asset_key.to_user_string()}:{key.name}"
 
 
-def evaluations_since(instance: dg.DagsterInstance, cursor: int) -> tuple[dict[dg.AssetCheckKey, dg.AssetCheckEvaluation], int]:
+def evaluations_since(instance: dg.DagsterInstance, cursor: float, ours: Sequence[dg.AssetCheckKey]) -> "Evaluations":
     """The newest evaluation of every check that was evaluated after ``cursor``, and the cursor to go on from.
 
-    In pages, so that a long history is read in some ticks; the last evaluation of each check in what was read counts.
+    An event log that is one file a run (SQLite) has no order of all events: there only checks of this code location, ``ours``, are
+    looked up, one by one, and the cursor is a time.
     """
+    if instance.event_log_storage.is_run_sharded:
+        return _of_known_checks(instance, cursor, ours)
     latest: dict[dg.AssetCheckKey, dg.AssetCheckEvaluation] = {}
     for _ in range(_MOST_PAGES):
         # instance.get_event_records is deprecated for all events, and nothing else is public for those of checks.
         records = instance.event_log_storage.get_event_records(
-            dg.EventRecordsFilter(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, after_cursor=cursor),
+            dg.EventRecordsFilter(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, after_cursor=int(cursor)),
             limit=_EVENTS_AT_ONCE,
             ascending=True,
         )
         for record in records:
             cursor = max(cursor, record.storage_id)
             event = record.event_log_entry.dagster_event
-            found = event.asset_check_evaluation_data if event is not None else None
-            if found is not None:
+            if event is not None:
+                found = event.asset_check_evaluation_data
                 latest[dg.AssetCheckKey(found.asset_key, found.check_name)] = found
         if len(records) < _EVENTS_AT_ONCE:
             break
-    return latest, cursor
+    return Evaluations(latest, cursor)
+
+
+def _of_known_checks(instance: dg.DagsterInstance, cursor: float, keys: Sequence[dg.AssetCheckKey]) -> "Evaluations":
+    latest: dict[dg.AssetCheckKey, dg.AssetCheckEvaluation] = {}
+    newest = cursor
+    for key in keys:
+        record = instance.get_latest_asset_check_evaluation_record(key)
+        found = None if record is None or record.event is None or record.status.value == "PLANNED" else record.evaluation
+        if record is not None and record.event is not None and found is not None and record.event.timestamp > cursor:
+            latest[key] = found
+            newest = max(newest, record.event.timestamp)
+    return Evaluations(latest, newest)
+
+
+class Evaluations(NamedTuple):
+    """By check, the newest there is; and where to go on."""
+
+    latest: Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation]
+    cursor: float
 
 
 def forget_what_is_right_again(instance: dg.DagsterInstance, workbench: Workbench) -> None:

@@ -22,6 +22,7 @@ from market_data_pipeline.ingest.promises import PriceSanity, SessionCompletenes
 from market_data_pipeline.ingest.report import Stretch, StretchReport
 from market_data_pipeline.ingest.second_opinion import SecondOpinions
 from market_data_pipeline.ingest.summary import CoverageSummary
+from market_data_pipeline.ingest.watch import WatchReport
 from market_data_pipeline.storage.heartbeats import Heartbeat
 from market_data_pipeline.storage.ledger import DueGap, DueRecheck
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.retention import Pruned
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.ingest.listing import ListingChange
-    from market_data_pipeline.ingest.watch import WatchReport
     from market_data_pipeline.storage.jobs import JobQueue
     from market_data_pipeline.storage.opinions import Opinion
 
@@ -156,6 +156,7 @@ class FakeWorkbench:
     refetched: list[bool] = field(default_factory=list)
     lanes: list[tuple[Lane, str | None]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    counted: list[tuple[Interval, int]] = field(default_factory=list)
     opinions_held: list[Opinion] = field(default_factory=list)
     summary: CoverageSummary = field(default_factory=lambda: CoverageSummary(NOW, 0, (), (), (), None))
     opinions_to_come: Sequence[Opinion] = ()
@@ -209,6 +210,9 @@ class FakeWorkbench:
     def due_rechecks(self, *, limit: int) -> Sequence[DueRecheck]:
         return self.rechecks[:limit]
 
+    def count_gaps(self, interval: Interval, n: int) -> None:
+        self.counted.append((interval, n))
+
     def failing(self, symbol_ids: Sequence[int], first: date, last: date) -> frozenset[int]:
         del first, last
         return frozenset(symbol_ids) & self.in_vain
@@ -260,8 +264,6 @@ class FakeWorkbench:
         return self.dead
 
     def watch(self, *, by: str) -> WatchReport:
-        from market_data_pipeline.ingest.watch import WatchReport  # noqa: PLC0415
-
         self.watched_by.append(by)
         return WatchReport(self.at, by, census=self.now_fresh)
 
