@@ -88,7 +88,7 @@ _CATALOGUE: Final[tuple[tuple[Rule, tuple[Threshold, ...]], ...]] = (
             explained_by=("SLOGapViolationHigh", "ProviderCircuitBreakerOpen"),
         ),
         (
-            Threshold("share", 0.001, "share of the due minutes above which it begins"),
+            Threshold("share", 0.005, "share of the due minutes above which it begins"),
             Threshold("bars", 5.0, "fewest lost minutes"),
         ),
     ),
@@ -130,7 +130,7 @@ _CATALOGUE: Final[tuple[tuple[Rule, tuple[Threshold, ...]], ...]] = (
             clear_seconds=15 * MINUTE,
             escalate_seconds=30 * MINUTE,
         ),
-        (),
+        (Threshold("openings", 3.0, "openings within 20 minutes from which on a breaker that closes again counts, too"),),
     ),
     (
         Rule(
@@ -431,7 +431,7 @@ BURN_RULES = ("ErrorBudgetBurnFast", "ErrorBudgetBurnSlow")
 
 
 def burn_look(lines: Sequence[SloLine], book: RuleBook) -> Look:
-    """What burn rates say, each rule about all tiers at once. Whatever burns must burn now, too: what is over ends its alert soon."""
+    """What burn rates say, each rule about all tiers at once. What is over burns no more, and ends its alert."""
     fast = replace(FAST, factor=book.number("ErrorBudgetBurnFast", "burn"))
     slow = replace(SLOW, factor=book.number("ErrorBudgetBurnSlow", "burn"))
     # Over 30 minutes instead of domain.slo's six hours: an outage that is long over is no news.
@@ -464,6 +464,7 @@ def _burn_findings(rule: str, burns: Sequence[BurnRule], lines: Sequence[SloLine
 # --- providers -------------------------------------------------------------------------------------------------------------
 
 HEALTH_RULES = ("ProviderCircuitBreakerOpen", "ProviderEntitlementLost")
+EVERYBODY = "everybody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +472,7 @@ class Circuit:
     """A provider at a capability that our policies name. ``stand_ins``: who else can be asked for it now.
 
     ``is_tried``: it failed a moment ago, at a trial perhaps. One that nobody tries any more, at night, may be well by now.
+    ``openings``: how often its breaker opened lately, while the last time is not long ago.
     """
 
     provider: str
@@ -480,30 +482,24 @@ class Circuit:
     is_tried: bool
     reason: str
     stand_ins: tuple[str, ...] = ()
+    openings: int = 0
 
 
-def health_look(circuits: Sequence[Circuit], book: RuleBook) -> Look:  # noqa: ARG001 - every look is made alike
-    """What the health of providers says: one finding a provider, however many capabilities it concerns."""
-    findings = []
+def health_look(circuits: Sequence[Circuit], book: RuleBook) -> Look:
+    """What the health of providers says: one finding a provider, however many capabilities it concerns.
+
+    Where several are shut and nobody is left to ask, that is one outage and one finding, whose key is EVERYBODY.
+    """
+    shut = [one for one in circuits if one.is_shut or one.openings >= book.number("ProviderCircuitBreakerOpen", "openings")]
+    alone = [one for one in shut if one.is_shut and not one.stand_ins]
+    is_everybody = len({one.provider for one in alone}) > 1
+    findings = [_everybody_finding(alone)] if is_everybody else []
     for provider in sorted({one.provider for one in circuits}):
-        mine = [one for one in circuits if one.provider == provider]
-        shut, disabled = [one for one in mine if one.is_shut], [one for one in mine if one.is_disabled]
-        if shut:
-            alone = [one.capability for one in shut if not one.stand_ins]
-            others = sorted({name for one in shut for name in one.stand_ins})
-            consequence = f"Nobody else can be asked for {_some(alone)}" if alone else f"{_some(others)} can be asked instead"
-            findings.append(
-                Finding(
-                    "ProviderCircuitBreakerOpen",
-                    float(len(shut)),
-                    f"{provider} is not asked for {_some([one.capability for one in shut])}: {shut[0].reason}. {consequence}.",
-                    key=provider,
-                    labels={"provider": provider},
-                    members=tuple(one.capability for one in shut),
-                    holds_only=not any(one.is_tried for one in shut),
-                    severity=_CRITICAL if alone else _WARNING,
-                )
-            )
+        mine = [one for one in shut if one.provider == provider]
+        if mine:
+            finding = _breaker_finding(provider, mine)
+            findings.append(replace(finding, holds_only=True) if is_everybody else finding)
+        disabled = [one for one in circuits if one.provider == provider and one.is_disabled]
         if disabled:
             findings.append(
                 Finding(
@@ -516,6 +512,42 @@ def health_look(circuits: Sequence[Circuit], book: RuleBook) -> Look:  # noqa: A
                 )
             )
     return Look(HEALTH_RULES, findings)
+
+
+def _breaker_finding(provider: str, shut: Sequence[Circuit]) -> Finding:
+    alone = [one.capability for one in shut if one.is_shut and not one.stand_ins]
+    others = sorted({name for one in shut for name in one.stand_ins})
+    consequence = f"Nobody else can be asked for {_some(alone)}" if alone else f"{_some(others)} can be asked instead"
+    capabilities = [one.capability for one in shut]
+    worst = max(shut, key=lambda one: (one.is_shut, one.openings))
+    what = f"is not asked for {_some(capabilities)}: {worst.reason}"
+    if not worst.is_shut:
+        what = f"comes and goes: its breaker for {_some(capabilities)} opened {worst.openings} times lately"
+    return Finding(
+        "ProviderCircuitBreakerOpen",
+        float(len(shut)),
+        f"{provider} {what}. {consequence}.",
+        key=provider,
+        labels={"provider": provider},
+        members=tuple(capabilities),
+        holds_only=not any(one.is_tried or not one.is_shut for one in shut),
+        severity=_CRITICAL if alone else _WARNING,
+    )
+
+
+def _everybody_finding(alone: Sequence[Circuit]) -> Finding:
+    providers = sorted({one.provider for one in alone})
+    capabilities = sorted({one.capability for one in alone})
+    return Finding(
+        "ProviderCircuitBreakerOpen",
+        float(len(alone)),
+        f"{_some(providers)} are not asked, and nobody is left to ask for {_some(capabilities)}: {alone[0].reason}. "
+        "Where all fail at once it may be our network.",
+        key=EVERYBODY,
+        members=tuple(f"{one.provider} {one.capability}" for one in alone),
+        holds_only=not any(one.is_tried for one in alone),
+        severity=_CRITICAL,
+    )
 
 
 # --- the queue and its dead letters ----------------------------------------------------------------------------------------
@@ -577,8 +609,8 @@ def _age_findings(queue: Sequence[Waiting], book: RuleBook) -> Iterable[Finding]
 
 ERROR_RULES, WRITE_RULES, DEAD_RULES = ("ProviderErrorSpike",), ("DBWriteLatencyHigh",), ("DeadLettersGrowing",)
 ERROR_WINDOW, WRITE_WINDOW, DEAD_WINDOW = 10 * MINUTE, 5 * MINUTE, HOUR
-# Of samples younger than this one a minute is kept; of older ones one in ten minutes, for two hours.
-_FINE, _FINE_STEP, _COARSE_STEP, _KEPT = 12 * MINUTE, 50.0, 10 * MINUTE, 2 * HOUR
+# The first sample of each minute is kept for a while, the first of each ten minutes for two hours.
+_FINE, _FINE_STEP, _COARSE_STEP, _KEPT = 12 * MINUTE, MINUTE, 10 * MINUTE, 2 * HOUR
 NOT_THE_PROVIDERS_FAULT = ANSWERS | {"budget_spent"}
 
 
@@ -593,14 +625,14 @@ class Sample:
 
 
 def remembered(samples: Sequence[Sample], newest: Sample) -> list[Sample]:
-    """What to keep for later looks: some twenty samples, the oldest first. Those that lie in the future of ``newest`` go."""
-    kept: list[Sample] = [newest]
-    for sample in sorted(samples, key=lambda one: one.at, reverse=True):
+    """What to keep for later looks: some twenty-five samples, the oldest first. Those from the future of ``newest`` go."""
+    kept: dict[tuple[float, float], Sample] = {}
+    for sample in sorted(samples, key=lambda one: one.at):
         age = (newest.at - sample.at).total_seconds()
-        step = _FINE_STEP if age <= _FINE else _COARSE_STEP
-        if 0 < age <= _KEPT and (kept[-1].at - sample.at).total_seconds() >= (0.0 if len(kept) == 1 else step):
-            kept.append(sample)
-    return kept[::-1]
+        if 0 < age <= _KEPT:
+            step = _FINE_STEP if age <= _FINE else _COARSE_STEP
+            kept.setdefault((step, sample.at.timestamp() // step), sample)
+    return [*kept.values(), newest]
 
 
 def sample_before(samples: Sequence[Sample], now: datetime, seconds: float) -> Sample | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ from market_data_pipeline.domain.alerts import Look
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, MarketDataError
 from market_data_pipeline.domain.failures import RULES as FAILURE_RULES
 from market_data_pipeline.domain.failures import failure_look
-from market_data_pipeline.domain.health import Breaker
+from market_data_pipeline.domain.health import Breaker, ProviderHealth
 from market_data_pipeline.ingest.alert_file import read_alerts_file
 from market_data_pipeline.ingest.alerting import deliver_due, fold
 from market_data_pipeline.ingest.freshness import measure_density, record_census, slo_status, take_census
@@ -54,6 +55,7 @@ from market_data_pipeline.storage.failures import FailureStore
 from market_data_pipeline.storage.seats import WATCH, Seat
 from market_data_pipeline.storage.watch import (
     WatchState,
+    begin_pending_anew,
     calendars_in_use,
     commit_seconds,
     dead_letters_now,
@@ -81,6 +83,11 @@ DENSITY_EVERY = timedelta(days=1)
 _A_MOMENT = timedelta(seconds=1)
 # A provider whose breaker was opened within so many cool-downs was tried just now: one trial a cool-down.
 _TRIED_COOLDOWNS = 2
+# A breaker flaps while it opened in the last ten minutes; how often is counted over twenty.
+_OPENED_LATELY, _OPENINGS_OVER = timedelta(minutes=10), timedelta(minutes=20)
+_NEWEST_EVENTS = 200
+# Who looks again after so many turns knows nothing of the time between.
+_TURNS_MISSED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,8 @@ def _counted(pipeline: Pipeline) -> Census:
 def _looked(pipeline: Pipeline, report: WatchReport, census: Census, last: WatchState | None, looker: _Looker) -> WatchReport:
     """``report`` with what was found and what became of the alerts; the look is remembered."""
     config, remembers = looker.book.config, _Memory.of(last)
+    if last is not None and abs(report.at - last.at) > _TURNS_MISSED * timedelta(seconds=pipeline.settings.watch_every_seconds):
+        begin_pending_anew(pipeline.engine, at=pipeline.known_at(report.at))
     sample = looker.sample()
     looks = [looker.book.applied(look) for look in looker.looks(census, sample, remembers.samples)]
     priced, price_rules = _priced(pipeline, config, report.at)
@@ -270,28 +279,42 @@ class _Looker:
 
     def _health(self) -> Look:
         healths = self.pipeline.health.all(self.now)
-        policy = self.pipeline.health.policy
         resting = {key for key, health in healths.items() if health.breaker is not Breaker.CLOSED or health.disabled_at is not None}
-        recent = timedelta(seconds=_TRIED_COOLDOWNS * policy.breaker_cooldown_seconds)
+        openings = self._openings()
         circuits = []
-        for provider, capability in sorted(resting):
+        for provider, capability in sorted(resting | openings.keys()):
             configured, _ = self.pipeline.router.configured(capability)
             if provider not in {one.name for one, _ in configured}:
                 continue
-            health = healths[provider, capability]
             others = [one.name for one, _ in self.pipeline.router.candidates(capability, now=self.now).order]
+            stand_ins = tuple(name for name in others if name != provider and (name, capability) not in resting)
             circuits.append(
-                Circuit(
-                    provider,
-                    capability,
-                    is_shut=health.breaker is not Breaker.CLOSED,
-                    is_disabled=health.disabled_at is not None,
-                    is_tried=health.opened_at is not None and abs(self.now - health.opened_at) < recent,
-                    reason=health.reason,
-                    stand_ins=tuple(name for name in others if name != provider and (name, capability) not in resting),
-                )
+                self._circuit(provider, capability, healths.get((provider, capability)), stand_ins, openings[provider, capability])
             )
         return health_look(circuits, self.book)
+
+    def _circuit(
+        self, provider: str, capability: str, health: ProviderHealth | None, stand_ins: tuple[str, ...], openings: int
+    ) -> Circuit:
+        health = health or ProviderHealth()
+        recent = timedelta(seconds=_TRIED_COOLDOWNS * self.pipeline.health.policy.breaker_cooldown_seconds)
+        return Circuit(
+            provider,
+            capability,
+            is_shut=health.breaker is not Breaker.CLOSED,
+            is_disabled=health.disabled_at is not None,
+            is_tried=health.opened_at is not None and abs(self.now - health.opened_at) < recent,
+            reason=health.reason,
+            stand_ins=stand_ins,
+            openings=openings,
+        )
+
+    def _openings(self) -> Counter[tuple[str, str]]:
+        """How often each breaker opened lately; only of those whose last time is not long ago."""
+        opened = [event for event in self.pipeline.health.events(limit=_NEWEST_EVENTS) if event.kind == "breaker_opened"]
+        counted = Counter((e.provider, e.capability) for e in opened if timedelta(0) <= self.now - e.at < _OPENINGS_OVER)
+        newest = {(e.provider, e.capability): e.at for e in reversed(opened)}
+        return Counter({key: count for key, count in counted.items() if self.now - newest[key] < _OPENED_LATELY})
 
     def _queue(self) -> Look:
         caps = self.pipeline.jobs.policy.caps

@@ -44,8 +44,8 @@ MINUTES = "bars_1m"
 # A bar can be asked for 90 s after its end, and then takes a moment to come.
 SETTLE, A_MOMENT = 90, 30
 T1_CADENCE, SWEPT_AFTER_CLOSE, AFTER_CLOSE = 300, 180, 1800
-# What nobody traded is believed to be empty once it was asked for often enough.
-CONFIRMED_AFTER_CLOSE = 4 * 3600
+# What nobody traded is believed to be empty at the third answer without it: after a quarter of an hour, and an hour.
+CONFIRMED_AFTER = 4500
 HISTORY_SESSIONS = 5
 GIB = 2**30
 
@@ -114,12 +114,13 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Troupe:
-    """Who is on stage: how many symbols of each tier, and how densely the illiquid of T1 and T2 trade."""
+    """Who is on stage: how many symbols of each tier; of it so many are illiquid, and in what share of the minutes these trade."""
 
     t0: int = 12
     t1: int = 8
     t2: int = 4
     illiquid: Mapping[Tier, tuple[int, float]] = field(default_factory=dict)
+    liquid_density: float = 1.0
 
     def entries(self) -> list[UniverseEntry]:
         """The universe."""
@@ -133,7 +134,7 @@ class Troupe:
     def density(self, tier: Tier, place: int) -> float:
         """How densely the symbol of this place in its tier trades."""
         illiquid, density = self.illiquid.get(tier, (0, 1.0))
-        return density if place < illiquid else 1.0
+        return density if place < illiquid else self.liquid_density
 
 
 @dataclass(slots=True)
@@ -291,8 +292,9 @@ class Stage:
             self._unserved = None
 
     def _write_counters(self) -> None:
-        for _ in range(30):
-            self.pipeline.counters.observe("write_batch_seconds", {}, self.write_seconds)
+        for batch in range(30):
+            # One in thirty waits for something, on any machine.
+            self.pipeline.counters.observe("write_batch_seconds", {}, self.write_seconds if batch else 2.0)
         self.pipeline.counters.flush()
 
     def _fill_queue(self) -> None:
@@ -377,7 +379,7 @@ class Stage:
 
     def _will_not_change(self, grid: _Grid, now: float) -> bool:
         ends = all(outage.until + A_MOMENT < now or outage.since > grid.closes_at + AFTER_CLOSE for outage in self.outages)
-        return now > grid.closes_at + CONFIRMED_AFTER_CLOSE and ends
+        return now > grid.closes_at + AFTER_CLOSE + CONFIRMED_AFTER + A_MOMENT and ends
 
     def _row(self, instrument: Instrument, grid: _Grid, now: float) -> Iterator[tuple[int, int, date, str, str, datetime]]:
         comes_at = grid.comes_at[instrument.tier]
@@ -393,7 +395,7 @@ class Stage:
         else:
             traded = np.ones(len(grid.ends_at), bool)
         present = traded & (comes_at <= now)
-        empty = ~traded & (now >= grid.closes_at + CONFIRMED_AFTER_CLOSE)
+        empty = ~traded & (comes_at + CONFIRMED_AFTER <= now)
         key = instrument.symbol_id, grid.interval, grid.session
         state = bits(present), bits(empty)
         is_running = now <= grid.closes_at + SWEPT_AFTER_CLOSE

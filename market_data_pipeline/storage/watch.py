@@ -38,6 +38,8 @@ select count(*) filter (where state = 'queued'), min(created_at) filter (where s
        count(*) filter (where state = 'dead')
   from alert_notices where state <> 'sent'"""
 
+_BEGIN_ANEW = "update alerts set began_at = coalesce(%(at)s, clock_timestamp()) where state = 'pending'"
+
 
 @dataclass(frozen=True, slots=True)
 class WatchState:
@@ -78,6 +80,15 @@ def save_watch_state(engine: Engine, state: WatchState) -> None:
     with engine.begin() as connection:
         parameters = {"at": state.at, "by": state.by, "memory": orjson.dumps(state.memory).decode()}
         connection.exec_driver_sql(_SAVE, parameters)
+
+
+def begin_pending_anew(engine: Engine, *, at: datetime | None) -> None:
+    """Whatever is pending is pending since ``at`` (None: now, by the database): nobody looked before for long.
+
+    Found at both ends of a pause, it need not have been there all the time.
+    """
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_BEGIN_ANEW, {"at": at})
 
 
 def commit_seconds(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> float:
