@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from market_data_pipeline.defs.partitions import ANOTHER_PLAN, range_tags, symbo
 from market_data_pipeline.defs.schedules import last_closed
 from market_data_pipeline.defs.tags import FINISHED, GAP, LANE, UNFINISHED, WHEN_THERE_IS_ROOM, cells_in_flight, is_ours
 from market_data_pipeline.defs.workbench import SECONDS_BETWEEN_BEATS, OpensWorkbench
+from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.runs import CAUSE, PRIORITY, SYMBOLS, job_name, op_name
 
 if TYPE_CHECKING:
@@ -88,16 +90,18 @@ def gap_sensor(
             due = finished_parts(workbench.due_gaps(limit=GAPS_CONSIDERED), workbench)
             again = finished_parts(workbench.due_rechecks(limit=GAPS_CONSIDERED), workbench)
             tiers = {i.symbol_id: i.tier for i in workbench.instruments(active_only=True)} if due or again else {}
-        found = healings(
-            due,
-            plan,
-            rechecks=again,
-            tiers=tiers,
-            symbols=symbols_in_order(plan, context.instance),
-            in_flight=cells_in_flight(context.instance, plan, now=datetime.now(UTC)),
-            now=datetime.now(UTC),
-        )
-        requests = _requests(context.instance, in_turn(found, room), settings, room)
+            found = healings(
+                due,
+                plan,
+                rechecks=again,
+                tiers=tiers,
+                symbols=symbols_in_order(plan, context.instance),
+                in_flight=cells_in_flight(context.instance, plan, now=datetime.now(UTC)),
+                now=datetime.now(UTC),
+            )
+            requests = _requests(context.instance, in_turn(found, room), settings, room)
+            for interval, asked in Counter(_interval_of(one) for one in requests if one.tags[CAUSE] == "gap").items():
+                workbench.count_gaps(interval, asked)
         if requests:
             return requests
         return dg.SkipReason(
@@ -153,6 +157,10 @@ def _requests(instance: dg.DagsterInstance, found: Sequence[Healing], settings: 
             )
         )
     return requests
+
+
+def _interval_of(request: dg.RunRequest) -> Interval:
+    return next(interval for interval in Interval if job_name(interval) == request.job_name)
 
 
 def _asking_again(healing: Healing) -> dict[str, Any]:

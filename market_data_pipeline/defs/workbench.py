@@ -95,6 +95,10 @@ class Workbench(Protocol):
         """The sessions that lack nothing and are due to be asked for again, in the order in which they should be served."""
         ...
 
+    def count_gaps(self, interval: Interval, n: int) -> None:
+        """Runs were asked for over ``n`` gaps more."""
+        ...
+
     def ledger_rows(self, symbol_ids: Sequence[int], interval: Interval, first: date, last: date) -> Sequence[LedgerRow]:
         """What the ledger holds of these sessions, both included."""
         ...
@@ -251,6 +255,10 @@ class RealWorkbench:
         return self.pipeline.ledger.due_rechecks(
             self.now(), limit=limit, intervals=FETCHED_INTERVALS, reach_seconds=self.pipeline.reaches(FETCHED_INTERVALS)
         )
+
+    def count_gaps(self, interval: Interval, n: int) -> None:
+        """In the metrics."""
+        self.pipeline.counters.add("gaps_found_total", {"interval": str(interval)}, n)
 
     def failing(self, symbol_ids: Sequence[int], first: date, last: date) -> frozenset[int]:
         """As the ledger has it."""

@@ -1,1 +1,1 @@
-"""The long-lived process: HTTP over what Postgres holds. It keeps nothing but sockets."""
+"""What is served over HTTP: /health and /metrics. Read only; whoever can reach it may read it, so it listens on loopback."""

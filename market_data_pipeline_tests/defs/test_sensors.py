@@ -22,7 +22,7 @@ from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.partitions import Box, Cell, cells_between, default_plan
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.settings import Settings
-from market_data_pipeline_tests.defs.fakes import FakeWorkbench, beat, due_gap, instrument, universe
+from market_data_pipeline_tests.defs.fakes import FakeWorkbench, beat, due_gap, due_recheck, instrument, universe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +187,15 @@ def test_under_another_plan_nothing_is_asked_until_the_code_location_is_reloaded
     said = definitions.resolve_sensor_def("gaps")(context)
     assert isinstance(said, dg.SkipReason)
     assert "reload" in (said.skip_message or "")
+
+
+def test_what_runs_are_asked_for_over_gaps_is_counted_by_interval(instance: dg.DagsterInstance) -> None:
+    minutes = [due_gap("AAPL", date(2024, 1, 2) + timedelta(weeks=n)) for n in range(3)]
+    gaps, again = [due_gap("AAPL", DAY, interval=Interval.D1), *minutes], [due_recheck("IBM", DAY, symbol_id=2)]
+    workbench = FakeWorkbench(gaps=gaps, rechecks=again, at=NOW)
+    asked = [request.tags["mdp/cause"] for request in ask(workbench, instance)]
+    assert sorted(workbench.counted) == [(Interval.D1, 1), (Interval.M1, 3)]
+    assert sorted(asked) == ["gap"] * 4 + ["recheck"]
 
 
 def test_without_gaps_the_tick_says_so(instance: dg.DagsterInstance) -> None:
