@@ -174,7 +174,7 @@ def provider_health() -> Json:
                 "Asked last",
                 "Pairs that are demoted: asked after all others.",
                 "none",
-                f"sum(max by (provider, capability) (provider_is_demoted{{{mine}}}))",
+                f"sum(max by (provider, capability) (provider_is_demoted{{{mine}}})) or vector(0)",
                 steps((None, GREEN), (1, YELLOW)),
             ),
             number(
@@ -309,7 +309,7 @@ def ingestion_quality() -> Json:
                 "Missing bars",
                 "In the whole ledger, whatever is planned for them. `mdp gaps --explain` names them.",
                 "short",
-                f"sum(max by (interval, tier, plan) (ledger_missing_bars{{{mine}}}))",
+                f"sum(max by (interval, tier, plan) (ledger_missing_bars{{{mine}}})) or vector(0)",
                 steps((None, GREEN), (1, YELLOW), (10_000, RED)),
             ),
             number(
@@ -364,6 +364,7 @@ def ingestion_quality() -> Json:
                     "{{interval}} {{plan}}",
                 ),
                 width=12,
+                may_be_empty="nothing is missing",
             ),
             lines(
                 "Gaps found",

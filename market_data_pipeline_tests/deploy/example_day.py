@@ -141,7 +141,7 @@ def _provider(day: Day, provider: str, capabilities: tuple[str, ...]) -> None:
     day.show("provider_errors_total", {**bad, "code": "transient"}, lambda m: 39.0 if fails(m) else 0.002 * asked(m))
     day.show("provider_errors_total", {**bad, "code": "rate_limited"}, lambda m: day.noise(0.005 * busy) if is_open(m) else 0.0)
     mine = {"provider": provider}
-    day.show("provider_budget_used_ratio", {**mine, "window": "60s"}, lambda m: asked(m) / 300)
+    day.show("provider_budget_used_ratio", {**mine, "window": "1m"}, lambda m: asked(m) / 300)
     day.show("provider_budget_used_ratio", {**mine, "window": "1d"}, lambda m: busy / 400 * m / MINUTES)
     day.show("provider_budget_held_seconds", mine, lambda m: 30.0 if fails(m) else 0.0)
     day.show("provider_requests_granted_total", mine, asked)
@@ -208,8 +208,8 @@ def _pipeline(day: Day) -> None:
     day.show_histogram("write_batch_seconds", None, lambda m: 90.0 if is_open(m) else 3.0, lambda m: 0.03 + 0.05 * hump(m))
     breaker = {"alert": "ProviderCircuitBreakerOpen", "severity": "warning"}
     violation = {"alert": "SLOGapViolationHigh", "severity": "critical"}
-    day.show("alerts_firing", breaker, lambda m: float(FAILS + 3 < m < RECOVERS + 15))
-    day.show("alerts_firing", violation, lambda m: float(FAILS + 20 < m < CAUGHT_UP - 20))
+    day.show("alerts_firing", breaker, lambda m: 1 if FAILS + 3 < m < RECOVERS + 15 else None)
+    day.show("alerts_firing", violation, lambda m: 1 if FAILS + 20 < m < CAUGHT_UP - 20 else None)
     day.show("alert_notices", {"state": "queued"}, lambda m: 1 if m in {FAILS + 4, RECOVERS + 15} else 0)
     day.show("alert_notices", {"state": "sent"}, lambda m: 5 + 2 * (m > FAILS + 4) + 2 * (m > RECOVERS + 15))
     day.show("alert_notices", {"state": "dead"}, lambda _: 0)

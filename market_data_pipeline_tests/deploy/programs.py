@@ -25,7 +25,7 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 LISTENS = re.compile(r'msg="Listening on" address=127\.0\.0\.1:(\d+)')
 
 
-def wait_until(what: str, holds: Callable[[], Any], *, seconds: float = 30.0) -> None:
+def wait_until(what: str, holds: Callable[[], Any], *, seconds: float = 60.0) -> None:
     """Return as soon as ``holds`` gives something true; AssertionError, with ``what``, where it does not in time."""
     deadline = time.monotonic() + seconds
     while not holds():
