@@ -141,13 +141,16 @@ class _Followed:
         """The active instruments that each rule names; those that are not in the universe become notes."""
         instruments = {one.symbol_id: one for one in pipeline.universe.instruments()}
         by_symbol = {one.symbol: one.symbol_id for one in instruments.values()}
-        ids = {}
+        ids: dict[str, frozenset[int]] = {}
+        of_tier = {
+            tier: frozenset(i for i, one in instruments.items() if one.tier == tier) for tier in {rule.tier for rule in rules}
+        }
         for rule in rules:
             unknown = [symbol for symbol in rule.symbols if symbol not in by_symbol]
             if unknown:
                 notes.append(f"{rule.name}: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not active in the universe")
-            named = {by_symbol[symbol] for symbol in rule.symbols if symbol in by_symbol}
-            ids[rule.name] = frozenset(named | {i for i, one in instruments.items() if rule.tier == one.tier})
+            named = frozenset(by_symbol[symbol] for symbol in rule.symbols if symbol in by_symbol)
+            ids[rule.name] = named | of_tier[rule.tier] if named else of_tier[rule.tier]
         return cls(instruments, ids)
 
 
@@ -169,31 +172,26 @@ class _Judging:
                 row = self._row(side, symbol_id, judged, before.get(symbol_id))
                 self._remember(row, before.get(symbol_id), live_from)
                 if row.state.is_on or not row.is_told:
-                    found.append(self._finding(row, is_new=judged.at is not None))
+                    found.append(self._finding(row, None if judged.at is None else judged.price))
         return found
 
     def _row(self, side: Side, symbol_id: int, judged: Judgement, before: Remembered | None) -> Remembered:
         """What is known of a symbol and side now."""
+        if before is not None and not judged.began:
+            # It is told with the price by which it began, however long it lasts.
+            return before if judged.state == before.state else replace(before, state=judged.state)
         instrument = self.followed.instruments[symbol_id]
-        if judged.at is None and before is not None:
-            return before
-        text = sentence(self.rule, side, instrument.symbol, judged, currency=instrument.currency)
-        if before is None or judged.began:
-            return Remembered(
-                rule=self.rule.name,
-                symbol_id=symbol_id,
-                side=side,
-                key=f"{instrument.symbol} {side}",
-                definition=self.definition,
-                state=judged.state,
-                fired_at=self.at,
-                value=judged.price,
-                text=text,
-            )
-        if not judged.state.is_on:
-            # It is told with the price by which it began, not with the one by which it ended.
-            return replace(before, state=judged.state)
-        return replace(before, state=judged.state, value=judged.price, text=text)
+        return Remembered(
+            rule=self.rule.name,
+            symbol_id=symbol_id,
+            side=side,
+            key=f"{instrument.symbol} {side}",
+            definition=self.definition,
+            state=judged.state,
+            fired_at=self.at,
+            value=judged.price,
+            text=sentence(self.rule, side, instrument.symbol, judged, currency=instrument.currency),
+        )
 
     def _remember(self, row: Remembered, before: Remembered | None, live_from: int) -> None:
         if not row.state.is_on and row.is_told and row.state.since < live_from:
@@ -201,15 +199,16 @@ class _Judging:
         elif before is None or (row.state, row.fired_at, row.is_told) != (before.state, before.fired_at, before.is_told):
             self.kept.append(row)
 
-    def _finding(self, row: Remembered, *, is_new: bool) -> Finding:
+    def _finding(self, row: Remembered, price: float | None) -> Finding:
+        """``price``: the live one, None where none is: then what was told before only goes on."""
         instrument = self.followed.instruments[row.symbol_id]
         return Finding(
             rule=self.rule.name,
-            value=row.value,
+            value=row.value if price is None else price,
             text=row.text,
             key=row.key,
             labels={"symbol": instrument.symbol, "tier": str(instrument.tier), "kind": str(self.rule.kind), "side": str(row.side)},
-            holds_only=row.is_told and not is_new,
+            holds_only=row.is_told and price is None,
         )
 
     def too_short(self, short: Sequence[int]) -> str:
@@ -257,14 +256,16 @@ class _Prices:
         grace = self._pipeline.settle_seconds(interval)
         now = int(self._now.timestamp())
         start = min(self._needed_from(rule, interval, now - live_seconds(rule) - grace) for rule in rules)
-        read = self._pipeline.reader.read(ids, interval, start, now)
+        read = self._pipeline.reader.closes(ids, interval, start, now)
         # An unexplained jump is more often a bad print, or a split nobody told us of, than a price: it is no price to act on, and
         # what comes after is not compared with what was before.
-        jumps = (read.flags & BarFlag.UNEXPLAINED_JUMP) != 0
-        opened_at, owner = read.columns.opened_at, read.symbol_id
-        splits = self._store.split_basis(owner, opened_at, datetime.fromtimestamp(start, UTC))
-        basis: Int32s = splits + np.cumsum(jumps, dtype=np.int32)
-        price = np.where(jumps, np.nan, read.columns.close)
+        order = np.lexsort((read.opened_at, read.symbol_id))
+        owner, opened_at, close = read.symbol_id[order], read.opened_at[order], read.close[order]
+        jumps = (read.flags[order] & BarFlag.UNEXPLAINED_JUMP) != 0
+        basis: Int32s = self._store.split_basis(owner, opened_at, datetime.fromtimestamp(start, UTC)) + np.cumsum(
+            jumps, dtype=np.int32
+        )
+        price = np.where(jumps, np.nan, close)
         ended = opened_at + interval.seconds <= now
         return PricePanel.of(owner[ended], opened_at[ended] + interval.seconds, price[ended], basis[ended]), grace
 

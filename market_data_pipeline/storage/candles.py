@@ -6,7 +6,7 @@ import io
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from sqlalchemy.engine import Engine
 
-    from market_data_pipeline.domain.candles import Bools, Int64s
+    from market_data_pipeline.domain.candles import Bools, Float64s, Int16s, Int32s, Int64s
     from market_data_pipeline.domain.filling import PreviousClose
     from market_data_pipeline.domain.sessions import ExpectedOpens
 
@@ -87,6 +87,15 @@ select symbol_id, session, case verdict when 'halted' then null else slots end, 
   from verdict_evidence
  where symbol_id = any(%(symbol_ids)s) and interval_s = %(interval_s)s and session between %(first)s and %(last)s
    and decided_at <= %(known_by)s"""
+_CLOSE_KINDS = {"symbol_id": binary.INT4, "opened_at": binary.TIMESTAMPTZ, "close": binary.FLOAT8, "flags": binary.INT2}
+_CLOSES_INTRADAY = """
+select symbol_id, opened_at, close, flags
+  from candles_intraday
+ where symbol_id = any(%(symbol_ids)s) and interval_s = %(interval_s)s and opened_at >= %(start)s and opened_at < %(end)s"""
+_CLOSES_DAILY = """
+select symbol_id, session_date::timestamp at time zone 'UTC' as opened_at, close, flags
+  from candles_daily
+ where symbol_id = any(%(symbol_ids)s) and session_date >= %(first)s and session_date < %(beyond)s"""
 _REVISION_KINDS = {
     "opened_at": binary.TIMESTAMPTZ,
     **_BAR_KINDS,
@@ -98,6 +107,15 @@ _REVISIONS = f"""
 select opened_at, {_BAR}, known_from, known_to, fetch_id
   from candle_revisions
  where symbol_id = %(symbol_id)s and interval_s = %(interval_s)s and opened_at >= %(start)s and opened_at < %(end)s"""  # noqa: S608 - as above
+
+
+class Closes(NamedTuple):
+    """Closes of stored bars, one element a bar, in no order. ``opened_at``: epoch seconds; ``flags`` of BarFlag."""
+
+    symbol_id: Int32s
+    opened_at: Int64s
+    close: Float64s
+    flags: Int16s
 
 
 class CandleReader:
@@ -149,6 +167,17 @@ class CandleReader:
             finalities=self._finalities(columns["symbol_id"], _unix_micros(columns["opened_at"]) // 1_000_000, interval)
             if provenance and as_of is None
             else None,
+        )
+
+    def closes(self, symbol_ids: Sequence[int], interval: Interval, start: int, end: int) -> Closes:
+        """The closes alone of the bars that opened in [start, end), as they are known now: less than half the work of ``read``."""
+        query = _CLOSES_DAILY if interval.is_daily else _CLOSES_INTRADAY
+        columns = self._copied(query, _CLOSE_KINDS, {"symbol_ids": list(symbol_ids), **_range(interval, start, end)})
+        return Closes(
+            columns["symbol_id"].astype(np.int32, copy=False),
+            _unix_micros(columns["opened_at"]) // 1_000_000,
+            columns["close"].astype(np.float64, copy=False),
+            columns["flags"].astype(np.int16, copy=False),
         )
 
     def frame(

@@ -65,6 +65,9 @@ select distinct symbol_id, session_date - date '1970-01-01' from corporate_actio
    and session_date >= (%(since)s::timestamptz at time zone 'UTC')::date"""
 
 
+_SIDES = {str(side): side for side in Side}
+
+
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """A symbol and side of a rule that holds, or held a moment ago. ``is_told``: an alert of it was seen since it began."""
@@ -104,7 +107,7 @@ class PriceRuleLook:
         self._cursor.execute(_NOTE_WHAT_WAS_TOLD)
         self._cursor.execute(_REMEMBERED)
         return [
-            Remembered(rule, symbol_id, Side(side), key, definition, _state(is_on, since), fired_at, value, text, is_told)
+            Remembered(rule, symbol_id, _SIDES[side], key, definition, _state(is_on, since), fired_at, value, text, is_told)
             for rule, symbol_id, side, key, definition, is_on, since, fired_at, value, text, is_told in self._cursor
         ]
 
