@@ -286,7 +286,9 @@ def secrets_of(settings: Settings) -> frozenset[str]:
     Of a URL with a password, the password alone, too.
     """
     told = {value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)}
-    told |= {value for name, value in os.environ.items() if name.startswith("MDP_") and is_sensitive(name)}
+    # Of providers that are installed beside ours. A field that is no secret only sounds like one: MDP_YAHOO_COOKIE_URL.
+    ours = {f"MDP_{name.upper()}" for name in Settings.model_fields}
+    told |= {v for name, v in os.environ.items() if name.startswith("MDP_") and is_sensitive(name) and name not in ours}
     urls = [value for value in told if "://" in value and "@" in value]
     with suppress(ValueError):
         told |= {unquote(password) for url in urls if (password := urlsplit(url).password)}

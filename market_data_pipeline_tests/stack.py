@@ -45,7 +45,8 @@ class Running:
 
     def files(self) -> list[Path]:
         """Everything that its processes wrote down: logs, Dagster's home, what runs left."""
-        return [path for folder in ("logs", "dagster", "run") for path in (self.home / folder).rglob("*") if path.is_file()]
+        folders = ("logs", "dagster", "run", "traces")
+        return [path for folder in folders for path in (self.home / folder).rglob("*") if path.is_file()]
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this stack, the database's included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,10 @@ POLICIES = {
     "MDP_HTTP_BACKOFF_SECONDS": "0.01",
     "MDP_HTTP_TIMEOUT_SECONDS": "2",
     "MDP_ALLOW_MIXED_FEEDS": "true",
+    # Everything that is ever said, and every call that is made.
+    "MDP_LOG_LEVEL": "debug",
+    "MDP_LOG_FORMAT": "json",
+    "MDP_VIZTRACER_ENABLED": "true",
 }
 COMMANDS = (
     ("backfill", "--all", "--interval", "1m", "--interval", "1d", "--start", str(MONDAY), "--end", str(FRIDAY)),
@@ -147,3 +152,12 @@ def test_the_canary_was_really_used(used: tuple[Running, list[str]]) -> None:
     failed = {str(provider): int(str(count)) for provider, count in asked}
     assert {"alphavantage", "finnhub", "massive", "alpaca", "fred"} <= set(failed)
     assert sum(failed.values()) > 5
+
+
+def test_requests_were_really_logged_and_runs_really_traced(used: tuple[Running, list[str]]) -> None:
+    stack, said = used
+    assert "'level': 'debug'" in str([json.loads(line) for line in "".join(said).splitlines() if line.startswith('{"time"')])
+    traces = [path for path in stack.files() if path.parent.name == "traces"]
+    assert any("CandleWriter.write" in path.read_text() for path in traces)
+    logged = [path for path in stack.files() if path.suffix == ".err" and '"logger": "market_data_pipeline.' in path.read_text()]
+    assert logged
