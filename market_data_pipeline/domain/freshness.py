@@ -117,11 +117,6 @@ def to_count(session: WatchedSession, counted: int | None, *, at: float, unwatch
     return min(first, last), last
 
 
-def is_silent_by_chance(density: float, bars: int) -> bool:
-    """Whether a symbol with this share of bars may just not have traded in so many in a row."""
-    return (1.0 - density) ** bars > SILENT_BY_CHANCE
-
-
 @dataclass(frozen=True, slots=True)
 class FreshnessLine:
     """One tier and interval at one instant, in the sessions watched then.

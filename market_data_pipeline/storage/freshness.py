@@ -139,9 +139,9 @@ judged as materialized (
               else t.open end as lacking,
          t.density >= %(liquid)s as is_liquid,
          (t.tier <> 'T0' or t.minutes > 0) and (t.minutes = 0 or t.due - t.newest <= t.open_minutes)
-         and power(1 - case when t.minutes > 0 then power(t.density, t.minutes) else t.density end,
-                   greatest(t.due - t.newest, 0)) > %(by_chance)s as is_chance
-    from troubled t
+         and case when t.comes >= 1 then t.newest >= t.due
+                  else greatest(t.due - t.newest, 0) * ln(1 - t.comes) > ln(%(by_chance)s) end as is_chance
+    from (select *, case when minutes > 0 then power(density, minutes) else density end as comes from troubled) as t
 ),
 frozen as materialized (
   select calendar, interval_s, session

@@ -15,7 +15,6 @@ from market_data_pipeline.domain.freshness import (
     FreshnessLine,
     Promise,
     WatchedSession,
-    is_silent_by_chance,
     to_count,
     watched,
 )
@@ -163,14 +162,6 @@ def test_what_was_due_once_is_due_for_ever(day: date, promise: Promise, earlier:
         first, second = sorted((start + earlier, start + later))
         assert session.due(first) <= session.due(second) <= session.expected
         assert session.due(second) <= session.ready(second)
-
-
-def test_a_symbol_that_trades_now_and_then_may_be_silent_and_a_liquid_one_may_not() -> None:
-    assert is_silent_by_chance(0.6, 7)
-    assert not is_silent_by_chance(0.6, 8)
-    assert is_silent_by_chance(0.99, 1)
-    assert not is_silent_by_chance(0.99, 2)
-    assert not is_silent_by_chance(1.0, 1)
 
 
 def test_without_symbols_nothing_is_violated() -> None:
