@@ -406,8 +406,8 @@ def _lost_findings(census: Census, book: RuleBook) -> Iterable[Finding]:
             f"{line.lost:,} of {line.due:,} due minutes of {line.tier} are not there ({share:.2%}).",
             key=str(line.tier),
             labels={"tier": str(line.tier)},
-            # While symbols are late, what is lost is what they are late by.
-            holds_only=line.stale > 0 or not enough,
+            # While symbols are late, what is lost is what they are late by; long after the close it is a gap, and no news at night.
+            holds_only=line.stale > 0 or line.is_over or not enough,
         )
 
 
