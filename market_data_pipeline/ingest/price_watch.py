@@ -89,13 +89,29 @@ def look_at_prices(pipeline: Pipeline, config: AlertsConfig, *, now: datetime) -
             findings = judging.findings(valid.get(rule.name, []), panel, live_from)
             short = short_of_window(rule, panel, live_from=live_from)
             if short:
-                notes.append(judging.too_short(short))
+                notes.append(_too_short(rule, short, followed))
             looks.append(Look((rule.name,), findings))
             kept += judging.kept
             gone += judging.gone
         look.forget(gone)
         look.remember(kept)
     return PriceReport(looks, {rule.name: as_rule(rule) for rule in config.price_rules}, notes)
+
+
+def price_notes(pipeline: Pipeline, config: AlertsConfig, *, now: datetime) -> list[str]:
+    """Why rules over prices say nothing of some of their symbols, open market or not. Nothing is judged or remembered."""
+    notes: list[str] = []
+    if not config.price_rules:
+        return notes
+    followed = _Followed.of(pipeline, config.price_rules, notes)
+    crossings = [rule for rule in config.price_rules if rule.kind is PriceRuleKind.CROSS]
+    prices = _Prices(pipeline, PriceRuleStore(pipeline.engine), followed, crossings, now)
+    for rule in crossings:
+        panel, _ = prices.of(rule)
+        short = {*short_of_window(rule, panel, live_from=0), *(followed.ids[rule.name] - set(panel.owner.tolist()))}
+        if short:
+            notes.append(_too_short(rule, sorted(short), followed))
+    return notes
 
 
 def as_rule(rule: PriceRule) -> Rule:
@@ -211,11 +227,12 @@ class _Judging:
             holds_only=row.is_told and price is None,
         )
 
-    def too_short(self, short: Sequence[int]) -> str:
-        """The note about symbols without a full window."""
-        names = [self.followed.instruments[symbol_id].symbol for symbol_id in short[:5]]
-        more = f" and {len(short) - 5:,} more" if len(short) > 5 else ""
-        return f"{self.rule.name}: fewer than {bars_in_window(self.rule)} bars of {', '.join(names)}{more} to take an average of"
+
+def _too_short(rule: PriceRule, short: Sequence[int], followed: _Followed) -> str:
+    """The note about symbols without a full window."""
+    names = [followed.instruments[symbol_id].symbol for symbol_id in short[:5]]
+    more = f" and {len(short) - 5:,} more" if len(short) > 5 else ""
+    return f"{rule.name}: fewer than {bars_in_window(rule)} bars of {', '.join(names)}{more} to take an average of"
 
 
 class _Prices:
