@@ -230,6 +230,41 @@ def channels(*, as_json: bool) -> None:
     note("the first route that matches decides; where none does, all channels hear of warnings and what is worse")
 
 
+@alerts.command(epilog="Example: mdp alerts check")
+@json_option
+def check(*, as_json: bool) -> int:
+    """Judge the alerts file as a whole: whether it can be used, and what of it will not work as it was meant.
+
+    A file that cannot be used is told problem by problem (exit code 2). Exit code 1 where it can, and yet a secret stands in a file
+    that others may read, or a rule over prices says nothing of some symbols.
+    """
+    from market_data_pipeline.ingest.alert_file import exposed_channels  # noqa: PLC0415 - `mdp --help` must not wait for these
+    from market_data_pipeline.ingest.price_watch import price_notes  # noqa: PLC0415
+
+    settings = _settings()
+    path, config = settings.alerts_file, _config(settings)
+    exposed = () if path is None else exposed_channels(path)
+    advice = "take it from the environment, or chmod 600"
+    notes = [f"channels.{name}: its secret stands in a file that others may read: {advice}" for name in exposed]
+    if config.price_rules:
+        with opened_pipeline() as pipeline:
+            notes += price_notes(pipeline, config, now=pipeline.clock.now())
+    told = {
+        "file": None if path is None else str(path),
+        "channels": len(config.channels),
+        "routes": len(config.routes),
+        "thresholds": len(config.thresholds),
+        "price_rules": len(config.price_rules),
+    }
+    if as_json:
+        print_json({**told, "notes": notes})
+    else:
+        print_fields(told, as_json=False)
+        for text in notes:
+            note(text)
+    return FOUND_SOMETHING if notes else DONE
+
+
 @alerts.command(epilog="Example: mdp alerts route SymbolStale --label tier=T0")
 @click.argument("rule", metavar="RULE")
 @label_option
