@@ -22,6 +22,7 @@ from market_data_pipeline.domain.redaction import redact
 from market_data_pipeline.observability.delivery import deliver, keeps_incidents
 from market_data_pipeline.settings import secrets_of
 from market_data_pipeline.storage.alerts import AlertBook, Outbox, wait_seconds
+from market_data_pipeline.storage.jobs import storable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -255,5 +256,5 @@ def _secrets(settings: Settings, config: AlertsConfig | None) -> frozenset[str]:
 
 
 def _discreet(finding: Finding, secrets: Collection[str]) -> Finding:
-    """Redacted before it is cut: a provider's words may be in it."""
-    return replace(finding, text=redact(finding.text, secrets)[:_LONGEST_TEXT])
+    """Redacted before it is cut: a provider's words may be in it. The key as it will be read again, or it were another alert."""
+    return replace(finding, key=storable(finding.key), text=redact(finding.text, secrets)[:_LONGEST_TEXT])

@@ -221,8 +221,6 @@ class AlertBook:
         if begun := [alert for alert in folded.alerts if alert.alert_id is None]:
             cursor.execute(_BEGIN, {"rows": _rows(begun)})
             ids |= {(rule, key): alert_id for rule, key, alert_id in cursor.fetchall()}
-        if never := [alert.alert_id for alert in folded.alerts if not alert.is_open and alert.fired_at is None]:
-            cursor.execute(_NEVER_FIRED, {"ids": never})
         kept = [alert for alert in folded.alerts if alert.is_open or alert.fired_at is not None]
         # Once more for the new ones that something explains: that may be as new as they are.
         changed = [
@@ -232,6 +230,9 @@ class AlertBook:
         ]
         if changed:
             cursor.execute(_CHANGE, {"rows": _rows(changed)})
+        # Last: what they explained may still name them until then.
+        if never := [alert.alert_id for alert in folded.alerts if not alert.is_open and alert.fired_at is None]:
+            cursor.execute(_NEVER_FIRED, {"ids": never})
         return ids
 
     def open(self) -> list[Alert]:
@@ -422,8 +423,9 @@ def _rows(alerts: Sequence[Alert]) -> str:
 def _row(alert: Alert) -> dict[str, Any]:
     return {
         "alert_id": alert.alert_id,
-        "rule": storable(alert.rule),
-        "key": storable(alert.key),
+        # As they are: what is stored must be found again by its name.
+        "rule": alert.rule,
+        "key": alert.key,
         "severity": str(alert.severity),
         "state": str(alert.state),
         "labels": {storable(name): storable(value) for name, value in alert.labels.items()},

@@ -169,6 +169,13 @@ def test_a_symptom_that_outlives_its_cause_is_told_after_its_own_time_to_clear(w
     assert watch.notices()[2:] == ["WARNING ErrorSpike yahoo"]
 
 
+def test_a_symptom_whose_cause_went_away_before_it_fired_is_told(watch: Watch) -> None:
+    open_, errors = Finding("BreakerOpen", 1.0, "open", "yahoo"), Finding("ErrorSpike", 9.0, "errors", "yahoo")
+    for found in ([open_, errors], [errors], [errors]):
+        watch.see(*found)
+    assert watch.notices() == ["WARNING ErrorSpike yahoo"]
+
+
 def test_a_silence_keeps_messages_back_and_alerts_going(watch: Watch) -> None:
     made = silence(
         watch.pipeline, "Symbol*", {"tier": "T0"}, lasting=timedelta(hours=1), reason="moving", actor="anna", now=watch.now
@@ -271,17 +278,18 @@ def test_a_channel_that_does_not_answer_is_tried_again_later_and_keeps_nobody_el
 def test_the_waits_double_to_a_quarter_of_an_hour_and_end_after_two_days(watch: Watch) -> None:
     watch.phone.broken = {"ops"}
     watch.see(stale())
-    begun, waits = watch.now, []
-    while watch.notices("queued"):
-        before = watch.now
-        while not (report := watch.deliver()).failed and not report.dead:
-            watch.now += timedelta(seconds=5)
-        waits.append((watch.now - before).total_seconds())
+    outbox, begun, waits = Outbox(watch.pipeline.engine), watch.now, []
+    while queued := outbox.notices(states=["queued"]):
+        wait = queued[0].ready_at - watch.now
+        waits.append(wait.total_seconds())
+        watch.now += wait - timedelta(seconds=0.1)
+        assert watch.deliver() == DeliveryReport()
+        watch.deliver(after=0.1)
     assert waits[:9] == [0, 5, 10, 20, 40, 80, 160, 320, 640]
     assert set(waits[9:]) == {900.0}
     assert timedelta(hours=48) <= watch.now - begun < timedelta(hours=48, minutes=15)
     assert watch.notices("dead") == ["WARNING SymbolStale AAPL"]
-    outbox, watch.phone.broken = Outbox(watch.pipeline.engine), set()
+    watch.phone.broken = set()
     assert watch.deliver(after=3600.0).sent == 0
     assert outbox.retry(None, actor="anna", at=watch.now) == [1]
     assert watch.deliver().sent == 1
@@ -342,7 +350,7 @@ def test_a_test_goes_the_way_of_alerts_and_says_why_it_did_not_arrive(watch: Wat
     assert "refused" in error
     assert CANARY not in error
     assert watch.notices() == ["TEST ops"]
-    with pytest.raises(InvalidInputError, match="no channel is called 'nobody'.*ops"):
+    with pytest.raises(InvalidInputError, match=r"no channel is called 'nobody'.*ops"):
         attempt("nobody")
 
 
@@ -355,6 +363,15 @@ def test_no_secret_reaches_the_tables(watch: Watch) -> None:
         for table in ("alerts", "alert_notices", "audit_log"):
             rows = connection.exec_driver_sql(f"select t::text from {table} t").scalars().all()  # noqa: S608 - names of ours
             assert CANARY not in "\n".join(rows)
+
+
+def test_a_key_that_postgres_cannot_hold_is_still_one_alert(watch: Watch) -> None:
+    for _ in range(3):
+        watch.see(stale("x\0y\ud800"))
+    assert len(open_alerts(watch.pipeline)) == 1
+    watch.see(after=61.0)
+    watch.see(after=61.0)
+    assert open_alerts(watch.pipeline) == []
 
 
 def test_alerts_of_a_rule_that_is_gone_end_where_the_caller_knows_all_rules(watch: Watch) -> None:
