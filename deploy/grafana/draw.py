@@ -216,7 +216,7 @@ DRAW = {"stat": draw_number, "timeseries": draw_lines, "state-timeline": draw_st
 def draw(dashboard: Json, source: Source, file: Path) -> None:
     """One dashboard into one PNG, its panels where Grafana would put them."""
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
-    tall = ROW * rows + HEADING
+    tall = HEADING + ROW * rows + 0.2
     figure = plt.figure(figsize=(WIDE, tall), dpi=90, facecolor="#f4f5f5")
     day = datetime.fromtimestamp(source.end, UTC)
     figure.suptitle(f"{dashboard['title']}, until {day:%Y-%m-%d %H:%M} UTC", x=0.012, y=0.992, ha="left", va="top", fontsize=14)

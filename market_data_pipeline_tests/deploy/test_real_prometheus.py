@@ -1,6 +1,6 @@
 """A real Prometheus scrapes the real `mdp serve`, a real Blackbox Exporter asks for /health: alerts fire, and end with the trouble.
 
-The files are those that are shipped. Only times differ, in what the test loads: everything is scraped and judged each second, and
+The files are those that are shipped. Only times differ, in what the test loads: everything is scraped each two seconds, and
 no alert waits (`for`, `keep_firing_for`); that they wait as written is promtool's part (test_rules.py).
 """
 
@@ -82,7 +82,7 @@ def impatient_rules(folder: Path) -> list[str]:
 def impatient_config(folder: Path, *, serve: str, exporter: str) -> dict[str, Any]:
     """The shipped configuration, with the addresses of this test."""
     config: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text("utf-8"))
-    config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["global"] |= {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = impatient_rules(folder)
     moved = json.dumps(config).replace("127.0.0.1:8600", serve).replace("127.0.0.1:9115", exporter)
     return json.loads(moved)  # type: ignore[no-any-return]
