@@ -157,7 +157,9 @@ class _RoutePart(_Part):
     escalate_to: Names = ()
 
 
-class _PriceRulePart(_Part):
+class PriceRulePart(_Part):
+    """A rule over prices as the file has it: its options are the fields."""
+
     kind: PriceRuleKind
     source: PriceSource = PriceSource.CANDLE
     symbols: Annotated[tuple[Symbol, ...], BeforeValidator(_one_or_more)] = ()
@@ -236,9 +238,11 @@ class _PriceRulePart(_Part):
 
     @property
     def bar(self) -> Interval:
+        """The candles that it looks at, where it does."""
         return self.interval or Interval.M1
 
     def as_rule(self, name: str) -> PriceRule:
+        """The rule, called ``name``."""
         return PriceRule(
             name=name,
             kind=self.kind,
@@ -263,7 +267,7 @@ class _File(_Part):
     channels: dict[Name, Annotated[_ChannelPart, BeforeValidator(_as_channel)]] = Field(default_factory=dict)
     routes: tuple[_RoutePart, ...] = ()
     thresholds: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    price_rules: dict[Name, _PriceRulePart] = Field(default_factory=dict)
+    price_rules: dict[Name, PriceRulePart] = Field(default_factory=dict)
 
 
 # --- reading it --------------------------------------------------------------------------------------------------------
@@ -463,7 +467,7 @@ def _told(error: ErrorDetails) -> str:
 
 def _meant(error: ErrorDetails) -> str:
     """What may be written in that place instead."""
-    parts: dict[str, type[_Part]] = {"channels": _ChannelPart, "routes": _RoutePart, "price_rules": _PriceRulePart}
+    parts: dict[str, type[_Part]] = {"channels": _ChannelPart, "routes": _RoutePart, "price_rules": PriceRulePart}
     part = parts.get(str(error["loc"][0]), _File) if len(error["loc"]) > 1 else _File
     names = list(part.model_fields)
     near = difflib.get_close_matches(str(error["loc"][-1]), names, 1)
