@@ -13,6 +13,7 @@ NAMES = (
     "write_path",
     "read_path",
     "ledger_scan",
+    "census",
     "orchestration",
     "universe",
     "live",
@@ -22,6 +23,8 @@ NAMES = (
     "trading_calendar",
     "budgets",
     "jobs",
+    "counting",
+    "scrape",
     "retention",
 )
 

@@ -19,6 +19,7 @@ from market_data_pipeline.domain.partitions import day_in_the_east
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.storage.overview import AskedSession, AskedSymbol, EdgeSession, Overview
+from market_data_pipeline.storage.watch import calendars_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -230,9 +231,8 @@ def _edges(pipeline: Pipeline, intervals: Sequence[Interval]) -> tuple[list[Edge
     """The sessions of which only some bars count as missing now, and the margin of each interval."""
     now = pipeline.clock.now()
     stamp = int(now.timestamp())
-    calendars = sorted({instrument.calendar for instrument in pipeline.universe.instruments()})
     found = []
-    for name in calendars:
+    for name in calendars_in_use(pipeline.engine):
         calendar = pipeline.calendars(name)
         for interval in intervals:
             reach = pipeline.reach_seconds(interval, name)
