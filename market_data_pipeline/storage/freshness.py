@@ -35,7 +35,7 @@ _WORK_MEMORY = "64MB"
 # ``troubled``: who lacks something. Derived bars are judged by their minutes: nobody is ever asked for them.
 # ``judged``: is_unheard: nobody has answered since the last bar due could be asked for. is_chance: its own silence explains it.
 # ``frozen``: where the liquid that are stale outnumber all who are not, silence says nothing of anybody.
-# Offset 0 and the settings in ``count`` hold the plan: a scan a session and hash joins, whatever the planner thinks of the arrays.
+# Offset 0 and the settings in ``count`` hold the plan: a scan a session, then hashes, whatever the planner thinks of the arrays.
 _CENSUS = """
 with sessions as materialized (
   select * from unnest(%(places)s::int4[], %(kinds)s::int4[], %(calendars)s::text[], %(intervals)s::int4[], %(tiers)s::text[],
@@ -68,13 +68,22 @@ wanted as materialized (
    group by s.place
 ),
 found as materialized (
-  select k.place, count(*) as rows, count(*) filter (where k.present_due + k.open > 0) as symbols,
-         sum(k.present_due) as present_due, sum(k.bars) as present,
-         sum(k.confirmed_empty) as confirmed_empty, sum(k.halted) as halted, sum(k.pending) as pending,
-         array_agg(k.symbol_id) filter (where k.lacks) as lacking, array_agg(k.open) filter (where k.lacks) as opens,
-         array_agg(k.newest) filter (where k.lacks) as newests
-    from (select s.place, c.symbol_id, c.bars, c.expected - c.bars - c.absent - c.halted as confirmed_empty, c.halted, e.*,
-                 e.open > 0 or e.newest < s.due as lacks
+  select place, count(*) as rows, count(*) filter (where present_due + open > 0) as symbols, sum(present_due) as present_due,
+         sum(bars) as present, sum(confirmed_empty) as confirmed_empty, sum(halted) as halted, sum(pending) as pending,
+         array_agg(symbol_id) filter (where open > 0 or newest < due) as lacking,
+         array_agg(open) filter (where open > 0 or newest < due) as opens,
+         array_agg(newest) filter (where open > 0 or newest < due) as newests
+    from (select s.place, s.due, c.symbol_id, c.bars, c.expected - c.bars - c.absent - c.halted as confirmed_empty, c.halted,
+                 case when c.absent = 0 or s.ready >= c.expected then 0
+                      else greatest(s.expected - s.ready - bit_count(substring(c.resolved from s.ready + 1))::int4, 0)
+                 end as pending,
+                 case when c.absent = 0 then 0
+                      else s.due - s.counted - bit_count(substring(c.resolved from s.counted + 1 for s.due - s.counted))::int4
+                 end as open,
+                 case when c.absent = 0 or s.due > c.expected or get_bit(c.resolved, s.due - 1) = 1 then s.due
+                      else length(rtrim(c.resolved::text, '0')) end as newest,
+                 case when c.bars = c.expected then s.due - s.counted when s.counted = 0 and s.due >= c.expected then c.bars
+                      else bit_count(substring(c.present from s.counted + 1 for s.due - s.counted))::int4 end as present_due
             from (select distinct interval_s, session from sessions) as p
            cross join lateral (
              select symbol_id, interval_s, session, expected, absent, present, bit_count(present)::int4 as bars,
@@ -83,31 +92,21 @@ found as materialized (
                from coverage where session = p.session and interval_s = p.interval_s offset 0) as c
             join followed u on u.symbol_id = c.symbol_id
             join sessions s on s.kind = u.kind and s.interval_s = c.interval_s and s.session = c.session
-           cross join lateral (
-             select case when c.absent = 0 or s.ready >= c.expected then 0
-                         else greatest(s.expected - s.ready - bit_count(substring(c.resolved from s.ready + 1))::int4, 0)
-                    end as pending,
-                    case when c.absent = 0 then 0
-                         else s.due - s.counted
-                              - bit_count(substring(c.resolved from s.counted + 1 for s.due - s.counted))::int4 end as open,
-                    case when c.absent = 0 or s.due > c.expected or get_bit(c.resolved, s.due - 1) = 1 then s.due
-                         else length(rtrim(c.resolved::text, '0')) end as newest,
-                    case when c.bars = c.expected then s.due - s.counted when s.counted = 0 and s.due >= c.expected then c.bars
-                         else bit_count(substring(c.present from s.counted + 1 for s.due - s.counted))::int4 end as present_due
-             offset 0) as e
-           where c.session between u.first and u.last and u.loaded_at <= s.followed_by) as k
-   group by k.place
+           where c.session between u.first and u.last and u.loaded_at <= s.followed_by
+          offset 0) as k
+   group by place
+),
+short as materialized (
+  select s.* from wanted w left join found f using (place) join sessions s using (place) where w.symbols > coalesce(f.rows, 0)
 ),
 unheard as materialized (
   select s.place, u.symbol_id, s.due - s.counted as open, 0 as newest
-    from wanted w
-    left join found f using (place)
-    join sessions s using (place)
+    from short s
     join followed u on u.kind = s.kind and s.session between u.first and u.last and u.loaded_at <= s.followed_by
     left join lateral (
       select symbol_id from coverage
        where symbol_id = u.symbol_id and interval_s = s.interval_s and session = s.session offset 0) as c on true
-   where w.symbols > coalesce(f.rows, 0) and c.symbol_id is null
+   where c.symbol_id is null
 ),
 halts as materialized (
   select symbol_id, calendar, starts_at, coalesce(ends_at, 'infinity') as ends_at from trading_halts
@@ -307,7 +306,8 @@ def count(cursor: Cursor, asked: Sequence[AskedFreshness], *, now: datetime, mos
     if not asked:
         return Counted((), ())
     cursor.execute(
-        "select set_config('work_mem', %s, true), set_config('jit', 'off', true), set_config('enable_nestloop', 'off', true)",
+        "select set_config('work_mem', %s, true), set_config('jit', 'off', true), set_config('enable_nestloop', 'off', true),"
+        " set_config('enable_sort', 'off', true)",
         (_WORK_MEMORY,),
     )
     cursor.execute(_CENSUS, _parameters(asked, now, most))
