@@ -178,6 +178,8 @@ def sentence(report: "WatchReport", firing: Sequence["Alert"]) -> str:
         said += [f"{report.delivery.dead} given up"] if report.delivery.dead else []
     if report.blind:
         said.append(f"blind for {'; '.join(report.blind)}")
+    if report.problem is not None:
+        said.append(f"the alerts file is not in force: {' '.join(report.problem.split())}")
     return "; ".join(said)
 
 

@@ -339,9 +339,10 @@ class RealWorkbench:
 
     def watch(self, *, by: str) -> WatchReport:
         """The use-case."""
-        from market_data_pipeline.ingest.watch import watch  # noqa: PLC0415 - see Workbenches.open
+        from market_data_pipeline.ingest.alert_file import alerts_of_process  # noqa: PLC0415 - see Workbenches.open
+        from market_data_pipeline.ingest.watch import watch  # noqa: PLC0415
 
-        return watch(self.pipeline, by=by)
+        return watch(self.pipeline, by=by, alerts=alerts_of_process(self.pipeline.settings.alerts_file))
 
     def firing_alerts(self) -> Sequence[Alert]:
         """The open ones of the database that are not pending."""

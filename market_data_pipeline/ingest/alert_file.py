@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -331,35 +332,36 @@ def exposed_channels(path: Path) -> tuple[str, ...]:
     return tuple(name for name, url in urls.items() if not _VARIABLE.search(url) and not url.startswith(f"{LOG}{_URL}"))
 
 
-@dataclass(slots=True)
-class _Stored:
-    config: AlertsConfig
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    config: AlertsConfig | None
     problem: str | None
     version: tuple[int, int, int] | None
 
 
 class AlertsFile:
-    """The alerts file of a process that goes on: read again when it has changed. One thread's."""
+    """The alerts file of a process that goes on: read again when it has changed. Instances may be shared by threads."""
 
     def __init__(self, path: Path | None, *, environment: Mapping[str, str] = os.environ) -> None:
         self._path, self._environment = path, environment
-        self._read = _Stored(NO_CONFIG, None, None)
-        self._is_first = True
+        self._read = _InForce(None, None, None)
 
     def current(self) -> tuple[AlertsConfig, str | None]:
         """The configuration in force, and why it is not the file's; None where it is.
 
-        A file that cannot be used changes nothing: the last one that could stays in force. Where none ever could, nothing is
-        configured, and ``problem`` says so.
+        A file that cannot be used changes nothing: the last one that could stays in force. Where none ever could in this process,
+        ConfigurationError: with no channels and no rules of the user's at all, alerts would seem to be over, or to have been told.
         """
-        version = self._version()
-        if self._is_first or version is None or version != self._read.version:
-            self._is_first = False
+        version, known = self._version(), self._read
+        if known.config is None or version is None or version != known.version:
             try:
-                self._read = _Stored(read_alerts_file(self._path, environment=self._environment), None, version)
+                known = _InForce(read_alerts_file(self._path, environment=self._environment), None, version)
             except ConfigurationError as unusable:
-                self._read = _Stored(self._read.config, str(unusable), version)
-        return self._read.config, self._read.problem
+                if known.config is None:
+                    raise
+                known = _InForce(known.config, str(unusable), version)
+            self._read = known
+        return known.config or NO_CONFIG, known.problem
 
     def _version(self) -> tuple[int, int, int] | None:
         if self._path is None:
@@ -370,6 +372,12 @@ class AlertsFile:
             return None
         # An editor that writes a new file and renames it may keep time and size: the inode is another.
         return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@cache
+def alerts_of_process(path: Path | None) -> AlertsFile:
+    """The one ``AlertsFile`` of this process for ``path``: for whoever comes again and again without a place to keep it."""
+    return AlertsFile(path)
 
 
 class _Problems:

@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from market_data_pipeline.domain.errors import DatabaseUnreachableError
+from market_data_pipeline.domain.errors import ConfigurationError, DatabaseUnreachableError
 from market_data_pipeline.ingest.alert_file import AlertsFile
 from market_data_pipeline.ingest.watch import watch
 
@@ -51,6 +51,11 @@ class Watcher:
         except DatabaseUnreachableError as away:
             self._source.doubt()
             self._tell(str(away))
+        except ConfigurationError as unusable:
+            # No alerts file ever worked here: nobody would hear of anything, so nothing counts as told.
+            if self._problem != str(unusable):
+                logger.error("nobody is told of alerts: %s", unusable)  # noqa: TRY400 - the message says it all
+            self._problem = str(unusable)
         except Exception as error:
             # Whoever is on call learns it from the age of the watch, too; the next look may succeed.
             logger.exception("the watch failed: %s", type(error).__name__)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from market_data_pipeline.domain.alert_config import NO_CONFIG, AlertsConfig, PriceField, PriceRuleKind, PriceSource
 from market_data_pipeline.domain.alerts import Severity
 from market_data_pipeline.domain.errors import ConfigurationError
-from market_data_pipeline.ingest.alert_file import AlertsFile, exposed_channels, parse_alerts, read_alerts_file
+from market_data_pipeline.ingest.alert_file import AlertsFile, alerts_of_process, exposed_channels, parse_alerts, read_alerts_file
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "alerts.yaml"
 SECRET = "B0SECRETsecretSECRET9"  # noqa: S105 - nobody's
@@ -246,10 +246,19 @@ def test_a_file_that_breaks_leaves_the_last_good_one_in_force_until_it_is_mended
     assert (list(mended.channels), problem) == (["other"], None)
 
 
-def test_a_file_that_never_worked_configures_nothing_and_says_why(tmp_path: Path) -> None:
-    config, problem = AlertsFile(tmp_path / "none.yaml").current()
-    assert config == NO_CONFIG
-    assert problem is not None
+def test_a_file_that_never_worked_is_no_file_without_alerts_and_works_once_it_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.yaml"
+    file = AlertsFile(path, environment={})
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="cannot read"):
+            file.current()
+    path.write_text("channels: {log: log://}")
+    assert list(file.current()[0].channels) == ["log"]
+
+
+def test_a_process_without_a_file_has_nothing_configured() -> None:
+    assert alerts_of_process(None).current() == (NO_CONFIG, None)
+    assert alerts_of_process(None) is alerts_of_process(None)
 
 
 def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
