@@ -19,6 +19,7 @@ from market_data_pipeline_tests.deploy.programs import PROMETHEUS, ROOT, Prometh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
@@ -65,6 +66,15 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 def test_the_files_are_what_the_script_writes() -> None:
     checked = subprocess.run([*SCRIPT, "--check"], capture_output=True, text=True, check=False, timeout=60)
     assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_the_dashboards_can_be_drawn_without_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
+    span = ["--until", "2026-11-20T18:10:00Z", "--hours", "4", "--out", str(tmp_path)]
+    drawn = subprocess.run(
+        [sys.executable, str(GRAFANA / "draw.py"), prometheus.url, *span], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (drawn.returncode, drawn.stderr) == (0, "")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(DASHBOARDS)
 
 
 def test_there_are_four_and_each_has_its_own_id() -> None:
