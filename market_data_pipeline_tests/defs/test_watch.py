@@ -288,9 +288,10 @@ def test_checks_with_an_alert_of_their_own_are_left_to_it(instance: dg.DagsterIn
     assert {key.name for key in TOLD_ELSEWHERE} == {ON_TIME, DEAD, HORIZON, NO_ALERT}
 
 
-def _only(name: str) -> dg.JobDefinition:
+def _only(*names: str) -> dg.JobDefinition:
     definitions = build_definitions(Settings(), PLAN, workbenches=FakeWorkbench())
-    job = dg.define_asset_job("only", selection=dg.AssetSelection.checks(dg.AssetCheckKey(MINUTES, name)))
+    selection = dg.AssetSelection.checks(*(dg.AssetCheckKey(MINUTES, name) for name in names))
+    job = dg.define_asset_job("only", selection=selection)
     return dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def("only")
 
 
@@ -313,7 +314,7 @@ def test_evaluations_are_read_from_every_event_log_in_order_and_once(
     with an_instance(kind, event_log, tmp_path / "home", postgres_url) as instance:
         tell(instance, passed=False)
         tell(instance, passed=True, name="other")
-        assert _only(SANE).execute_in_process(instance=instance).success
+        assert _only(SANE, "providers_agree").execute_in_process(instance=instance).success
         ours = [dg.AssetCheckKey(MINUTES, name) for name in ("providers_agree", "other", SANE)]
         latest, cursor = evaluations_since(instance, 0, ours)
         assert latest[dg.AssetCheckKey(MINUTES, "providers_agree")].passed
