@@ -193,17 +193,33 @@ def test_it_becomes_more_urgent_at_most_once_an_episode(history: list[tuple[int,
         assert raised <= 1
 
 
-@given(histories, st.integers(0, 40))
-def test_what_was_acknowledged_does_not_escalate(history: list[tuple[int, str]], place: int) -> None:
-    past = lived(history[:place])
-    if past.alert is not None:
-        past.alert = replace(past.alert, acknowledged_at=past.now, acknowledged_by="anna")
-        begun, before = past.alert.began_at, len(past.told)
-        for seconds, sight in history[place:]:
-            past.look(seconds, sight)
-            if past.states[-1] is None or past.states[-1][1] != begun:
-                break
-        assert EventKind.ESCALATED not in past.kinds()[before:]
+@given(histories)
+def test_nothing_but_its_end_is_told_while_it_is_gone(history: list[tuple[int, str]]) -> None:
+    past = lived(history)
+    sights = dict(past.seen)
+    assert [kind for at, kind in past.told if sights[at] == GONE and kind is not EventKind.RESOLVED] == []
+
+
+def test_what_is_gone_for_good_is_over_after_its_time_to_clear_and_escalates_no_more() -> None:
+    past = lived([(1, FOUND), (61, FOUND), (200, GONE), (110, GONE), (10, GONE)])
+    assert [(kind, (at - START).total_seconds()) for at, kind in past.told] == [("firing", 62.0), ("resolved", 382.0)]
+    brief = replace(SLOW, escalate_seconds=100.0, clear_seconds=1000.0)
+    assert lived([(1, FOUND), (61, FOUND), (200, GONE)], rule=brief).kinds() == ["firing"]
+
+
+def test_nobody_looks_so_it_escalates_once_and_again_where_it_becomes_critical() -> None:
+    past = lived([(1, FOUND), (61, FOUND), (299, FOUND), (1, FOUND), (900, FOUND), (1, WORSE), (300, WORSE), (900, WORSE)])
+    assert past.kinds() == ["firing", "escalated", "raised", "escalated"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 400), st.sampled_from([FOUND, HOLDS, BLIND, WORSE])), max_size=20))
+def test_what_was_acknowledged_does_not_escalate(history: list[tuple[int, str]]) -> None:
+    past = lived([(1, FOUND), (61, FOUND)])
+    assert past.alert is not None
+    past.alert = replace(past.alert, acknowledged_at=past.now, acknowledged_by="anna")
+    for seconds, sight in [*history, (400, FOUND)]:
+        past.look(seconds, sight)
+    assert EventKind.ESCALATED not in past.kinds()
 
 
 @given(histories, silences)
