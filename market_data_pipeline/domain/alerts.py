@@ -297,9 +297,16 @@ def fold_looks(
     open alert of any other rule is over, for nobody will ever look at it again.
     """
     before = {alert.name: alert for alert in open_alerts}
-    after = {alert.name: _looked_at(alert, looks, rules, now, known) for alert in open_alerts}
-    for finding in _found(looks, rules).values():
-        name = finding.rule, finding.key
+    found, unseen = _found(looks, rules), _unseen(looks, rules)
+    after = {}
+    for name, alert in before.items():
+        if known is not None and alert.rule not in known:
+            after[name] = alert.after(None, _GONE, now)
+        elif alert.rule in unseen:
+            after[name] = alert.after(found.get(name, unseen[alert.rule]), rules[alert.rule], now)
+        else:
+            after[name] = alert
+    for name, finding in found.items():
         if name not in after and (begun := Alert.begin(finding, rules[finding.rule], now)) is not None:
             after[name] = begun
     explained = explanations(tuple(after.values()), rules, now)
@@ -320,23 +327,6 @@ def fold_looks(
 _GONE = Rule("", Severity.INFO, "", "", clear_seconds=0.0)
 
 
-def _looked_at(
-    alert: Alert, looks: Sequence[Look], rules: Mapping[str, Rule], now: datetime, known: Collection[str] | None
-) -> Alert:
-    if known is not None and alert.rule not in known:
-        return alert.after(None, _GONE, now)
-    rule = rules.get(alert.rule)
-    about = [look for look in looks if alert.rule in look.rules]
-    if rule is None or not about:
-        return alert
-    finding = _found(about, rules).get(alert.name)
-    if finding is None:
-        # What one look did not see, another that could not look might have.
-        blind = next((look.blind for look in about if look.blind is not None), None)
-        return alert.after(None if blind is None else Blind(blind), rule, now)
-    return alert.after(finding, rule, now)
-
-
 def _found(looks: Sequence[Look], rules: Mapping[str, Rule]) -> dict[tuple[str, str], Finding]:
     """By name; of two with one name the one that may begin an alert."""
     found: dict[tuple[str, str], Finding] = {}
@@ -346,6 +336,16 @@ def _found(looks: Sequence[Look], rules: Mapping[str, Rule]) -> dict[tuple[str, 
             if finding.rule in rules and (name not in found or found[name].holds_only):
                 found[name] = finding
     return found
+
+
+def _unseen(looks: Sequence[Look], rules: Mapping[str, Rule]) -> dict[str, Blind | None]:
+    """Of each rule that was looked at, what it means not to be found: None, gone; or nothing, where one of the looks was blind."""
+    unseen: dict[str, Blind | None] = {}
+    for look in looks:
+        for rule in look.rules:
+            if rule in rules and unseen.get(rule) is None:
+                unseen[rule] = None if look.blind is None else Blind(look.blind)
+    return unseen
 
 
 def explanations(alerts: Sequence[Alert], rules: Mapping[str, Rule], now: datetime) -> dict[tuple[str, str], tuple[str, str]]:
