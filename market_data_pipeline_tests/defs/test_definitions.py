@@ -62,6 +62,8 @@ def test_every_asset_says_who_owns_it_what_it_is_and_which_columns_it_has(defini
 def test_the_jobs_have_the_names_that_the_command_line_launches(definitions: dg.Definitions) -> None:
     names = {job.name for job in definitions.get_repository_def().get_all_jobs()}
     assert {"candles_1m", "candles_1h", "candles_1d", "work_jobs", "listings", "reconcile", "prune_event_log"} <= names
+    assert "candle_checks" in names
+    assert {"watch", "run_failures", "check_failures"} <= {s.name for s in definitions.get_repository_def().sensor_defs}
 
 
 def test_every_calendar_has_its_schedules(definitions: dg.Definitions) -> None:

@@ -26,6 +26,8 @@ from market_data_pipeline.defs.freshness_checks import (
     horizon_result,
     on_time_result,
 )
+from market_data_pipeline.defs.materialize import report_runless
+from market_data_pipeline.defs.partitions import materialization
 from market_data_pipeline.defs.tags import CHECKS
 from market_data_pipeline.defs.workbench import Workbenches
 from market_data_pipeline.domain.candles import Interval
@@ -41,7 +43,7 @@ from market_data_pipeline.settings import Settings, numbers_by_tier
 from market_data_pipeline.wiring import open_pipeline
 from market_data_pipeline_tests.cli.builders import store
 from market_data_pipeline_tests.defs.fakes import NOW, FakeWorkbench, failing, ledger_row, universe
-from market_data_pipeline_tests.defs.instances import PLAN, run_box
+from market_data_pipeline_tests.defs.instances import BATCHED, PLAN, STOCK, run_box, sqlite_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -290,10 +292,10 @@ def test_a_move_that_may_be_real_warns_until_a_second_provider_agrees(instance: 
     assert agreed.passed
 
 
-def a_users_asset(made: list[str], **told: Any) -> dg.AssetsDefinition:  # noqa: ANN401 - what an asset takes
+def a_users_asset(made: list[str], condition: dg.AutomationCondition[Any] | None = None) -> dg.AssetsDefinition:
     """An indicator below candles/1d, in a user's own code beside ours."""
 
-    @dg.asset(deps=[dg.AssetKey(["candles", "1d"])], **told)
+    @dg.asset(deps=[dg.AssetKey(["candles", "1d"])], automation_condition=condition)
     def my_indicator() -> None:
         made.append("my_indicator")
 
@@ -327,7 +329,7 @@ def test_a_users_asset_that_is_automated_waits_while_prices_are_wrong(
 ) -> None:
     condition = dg.AutomationCondition.missing() & dg.AutomationCondition.all_deps_blocking_checks_passed()
     workbench = FakeWorkbench(universe("AAPL"), prices={Interval.D1: prices})
-    mine = a_users_asset([], automation_condition=condition)
+    mine = a_users_asset([], condition)
     merged = dg.Definitions.merge(build_definitions(Settings(), PLAN, workbenches=workbench), dg.Definitions(assets=[mine]))
     evaluated(instance, workbench, Interval.D1)
     asked = dg.evaluate_automation_conditions(defs=merged, instance=instance, asset_selection=dg.AssetSelection.assets(mine))
@@ -424,8 +426,19 @@ def test_the_heartbeat_outlasts_the_longest_pause_of_the_plans_exchanges() -> No
     assert (of("XNYS"), heartbeat(default_plan())) == (timedelta(days=5), timedelta(days=5))
     # Ten days of Golden Week, and one.
     assert of("XTKS") >= timedelta(days=6)
-    spec = next(s for s in build_definitions(Settings(), PLAN, workbenches=FakeWorkbench()).resolve_all_asset_specs())
-    assert spec.freshness_policy is not None or spec.key.path[0] != "candles"
+    specs = build_definitions(Settings(), PLAN, workbenches=FakeWorkbench()).resolve_all_asset_specs()
+    assert {s.key.path[0] for s in specs if s.freshness_policy is not None} == {"candles"}
+
+
+@pytest.mark.parametrize("event_log", [STOCK, BATCHED])
+def test_what_is_reported_without_a_run_counts_as_a_sign_of_life(tmp_path: Path, event_log: str) -> None:
+    """Dagster's freshness reads the asset's own row: partitions that jobs and `mdp reconcile` report must change it, too."""
+    key = dg.AssetKey(["candles", "1m"])
+    with sqlite_instance(tmp_path / "home", event_log) as instance:
+        assert report_runless(instance, [materialization(key, Cell("2024-03-04", "AAPL"), {})]) == 1
+        event = instance.get_latest_materialization_event(key)
+        assert event is not None
+        assert event.timestamp > NOW.timestamp()
 
 
 # --- stored prices
