@@ -57,6 +57,7 @@ COMMANDS = {
     "simulate": _Entry("simulate:simulate", "Serve recorded or generated bars as a provider would."),
     "sample": _Entry("simulate:sample", "Generate realistic sample data for the simulator."),
     "drill": _Entry("drill:drill", "Let simulated providers fail and show what becomes of a backfill."),
+    "situations": _Entry("situations:situations", "Play what can go wrong and show who is told of it, and when."),
     "week": _Entry("week:week", "Live through a simulated week with faults, an outage and corrections."),
     "demo": _Entry("demo:demo", "Fetch, lose, find and heal candles of ten simulated symbols."),
 }

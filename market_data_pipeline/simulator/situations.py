@@ -76,6 +76,12 @@ class Heard:
     kinds: tuple[EventKind, ...]
 
     @property
+    def said(self) -> str:
+        """The rule, and what else was said than that it began and was over."""
+        more = [str(kind) for kind in self.kinds if kind not in {EventKind.FIRING, EventKind.RESOLVED}]
+        return ", ".join([self.expected.rule, *more])
+
+    @property
     def passed(self) -> bool:
         """Once, in time, and over in time."""
         wanted = (EventKind.FIRING, *self.expected.also, *([] if self.expected.over_within is None else [EventKind.RESOLVED]))
@@ -99,6 +105,27 @@ class Played:
     def passed(self) -> bool:
         """All that was expected, and nothing else."""
         return all(one.passed for one in self.heard) and not self.unexpected
+
+    @property
+    def row(self) -> str:
+        """Its line of the table in docs/situations.md."""
+        told = "<br>".join(one.said for one in self.heard) or "nobody is told anything"
+        after = "<br>".join(_minutes(one.told_after, one.expected.within) for one in self.heard) or "-"
+        over = "<br>".join(_minutes(one.over_after, one.expected.over_within) for one in self.heard) or "-"
+        others = len(self.unexpected)
+        return f"| {self.situation.name} | {self.situation.what} | {told} | {after} | {over} | {others} |"
+
+
+COLUMNS = ("situation", "what happens", "told, once", "after (at most), minutes", "over after (at most), minutes", "other messages")
+
+
+def table(played: Sequence[Played]) -> str:
+    """The table in docs/situations.md."""
+    return "\n".join(["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *(one.row for one in played)])
+
+
+def _minutes(measured: float | None, most: int | None) -> str:
+    return "never" if measured is None else f"{measured:.0f} ({most})"
 
 
 def play(situation: Situation, database_url: str, home: Path) -> Played:
@@ -189,6 +216,12 @@ def _flapping(stage: Stage) -> None:
     stage.failing = set() if stage.failing else {"yahoo"}
 
 
+def _fail_twice(stage: Stage) -> None:
+    """Eight attempts in a row: the breaker opens, and the next request is its trial."""
+    stage.hiccup("yahoo")
+    stage.hiccup("yahoo")
+
+
 def _acknowledge(stage: Stage) -> None:
     for alert in open_alerts(stage.pipeline):
         acknowledge(stage.pipeline, alert.alert_id or 0, actor="stage", now=stage.clock.now())
@@ -209,7 +242,7 @@ def _silence(stage: Stage) -> None:
 _WED = _day(PLAIN_DAY)
 _HALF = _day(HALF_DAY)
 
-SITUATIONS: tuple[Situation, ...] = (
+FRESHNESS: tuple[Situation, ...] = (
     _stale("stale symbol", "No bar of one T0 symbol comes from 10:00 to 10:15; it is asked for, and answers fail.", PLAIN_DAY),
     _stale("symbol late by 3 bars", "A provider answers for one T0 symbol, without its newest bars.", PLAIN_DAY, heard=True),
     _stale("DST Monday in spring", "The same on the Monday after clocks went forward.", "2024-03-11"),
@@ -247,7 +280,7 @@ SITUATIONS: tuple[Situation, ...] = (
         _HALF("12:30"),
         _HALF("13:20"),
     ),
-    Situation("half day, complete", "The same half day, and all is there.", _HALF("12:15"), _HALF("15:30")),
+    Situation("half day, complete", "The same half day, and all is there.", _HALF("12:15"), _HALF("15:30"), every=5 * MINUTE),
     Situation(
         "a Sunday",
         "Nobody asks for anything from Saturday morning until Monday's open.",
@@ -264,6 +297,9 @@ SITUATIONS: tuple[Situation, ...] = (
         [("2024-11-28 00:00", _stop()), ("2024-11-29 09:00", _go_on)],
         every=timedelta(minutes=30),
     ),
+)
+
+DEPENDENCIES: tuple[Situation, ...] = (
     Situation(
         "provider down, another serves",
         "yahoo answers 503 from 11:00 to 11:30; alpaca is asked instead.",
@@ -378,6 +414,9 @@ SITUATIONS: tuple[Situation, ...] = (
         every=timedelta(minutes=30),
         known_until=date(2024, 12, 31),
     ),
+)
+
+MESSAGES: tuple[Situation, ...] = (
     Situation(
         "channel down and back",
         "The channel takes nothing from 09:55 to 10:20, while a symbol is late from 10:00 to 10:10. Both messages come, in order.",
@@ -445,13 +484,17 @@ SITUATIONS: tuple[Situation, ...] = (
     ),
 )
 
+SITUATIONS = (*FRESHNESS, *DEPENDENCIES, *MESSAGES)
+
 
 # --- the quiet month -------------------------------------------------------------------------------------------------------
 
 # Of T0 and the liquid of the others two minutes in a thousand are not traded; many of the lower tiers trade a third, or a seventh.
 QUIET_TROUPE = Troupe(t0=12, t1=16, t2=12, illiquid={Tier.T1: (6, 0.35), Tier.T2: (10, 0.15)}, liquid_density=0.998)
 # November 2024: clocks go back on the 3rd, Thanksgiving is the 28th, the 29th is a half day.
-QUIET_MONTH = (date(2024, 11, 1), date(2024, 11, 30))
+QUIET_WEEKS = tuple(
+    (date(2024, 11, first), date(2024, 11, last)) for first, last in ((1, 6), (7, 12), (13, 18), (19, 24), (25, 30))
+)
 _IN_SESSION, _BEFORE, _AFTER = timedelta(minutes=5), timedelta(minutes=10), timedelta(minutes=150)
 
 
@@ -475,7 +518,7 @@ def play_quiet(first: date, last: date, database_url: str, home: Path, *, seed: 
     """
     noise: Counter[str] = Counter()
     with stage(database_url, home, at=local(f"{first} 00:00"), troupe=QUIET_TROUPE, seed=seed) as played:
-        random = Random(seed)
+        random = Random(seed)  # noqa: S311 - a play
         day = first
         while day <= last:
             for instant, act in _quiet_day(played, day, random, noise):
@@ -512,10 +555,10 @@ def _quiet_day(stage: Stage, day: date, random: Random, noise: Counter[str]) -> 
         acts.append((late + timedelta(seconds=30), _go_on))
     for failed in random.sample(in_session, 4):
         happens("failed request", failed - timedelta(seconds=70), lambda s: s.hiccup("yahoo"))
-    if random.random() < 0.4:  # noqa: S311 - a play
-        opened = random.choice(in_session)  # noqa: S311 - as above
-        happens("breaker opened once", opened - timedelta(seconds=20), lambda s: (s.hiccup("yahoo"), s.hiccup("yahoo")))
-    happens("dead letter", random.choice(looks), lambda s: s.add_dead_letters(1))  # noqa: S311 - as above
+    if random.random() < 0.4:
+        opened = random.choice(in_session)
+        happens("breaker opened once", opened - timedelta(seconds=20), _fail_twice)
+    happens("dead letter", random.choice(looks), lambda s: s.add_dead_letters(1))
     happens("evening's backfill", closes + timedelta(minutes=40), _fill({Tier.T2: 800}))
     acts.append((closes + timedelta(minutes=70), _work_off))
     return sorted([*((instant, None) for instant in looks), *acts], key=lambda one: one[0])
