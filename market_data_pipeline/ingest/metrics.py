@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
+import psycopg2
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_data_pipeline import __version__
@@ -88,9 +89,9 @@ def _read(question: Callable[[], Values]) -> dict[Series, float | Histogram]:
         values.update(question())
     except DatabaseUnreachableError:
         raise
-    except (MarketDataError, SQLAlchemyError, OSError) as failure:
-        # SQLAlchemy's text holds the statement, over many lines: its class says what there is to say.
-        said = type(failure).__name__ if isinstance(failure, SQLAlchemyError) else str(failure)
+    except (MarketDataError, SQLAlchemyError, psycopg2.Error, OSError) as failure:
+        # The database's text holds the statement, over many lines: its class says what there is to say.
+        said = str(failure) if isinstance(failure, MarketDataError | OSError) else type(failure).__name__
         logger.warning("some metrics cannot be read: %s", said)
     return values
 
