@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # More of one channel at a time are one message: a pager that rings seven times is not read seven times.
 MOST_APART = 5
 _MEMBERS_NAMED = 20
+_LINES_OF_A_DIGEST = 50
 RUNBOOKS = "docs/operations"
 
 
@@ -68,7 +69,8 @@ def hearers(event: Event, config: AlertsConfig, *, told: Collection[str]) -> tup
 def message_of(event: Event, rule: Rule | None) -> Message:
     """``event`` for people: what, since when, whose, and where to read on. ``rule``: None where nobody knows it any more."""
     alert = event.alert
-    name = f"{alert.rule} {alert.key}".rstrip()
+    # In one line: it becomes the subject of a mail.
+    name = " ".join(f"{alert.rule} {alert.key}".split())
     lines = [alert.text]
     if rule is not None and rule.summary:
         lines.append(rule.summary)
@@ -91,11 +93,13 @@ def trial_message(channel: str, now: datetime) -> Message:
 
 
 def digest(messages: Sequence[Message]) -> Message:
-    """``messages`` as one: a line each, in their order."""
+    """``messages`` as one: a line each, in their order, no more than fifty."""
     worst = max((message.severity for message in messages), key=lambda severity: severity.urgency)
     are_over = all(message.kind is EventKind.RESOLVED for message in messages)
     kind = EventKind.RESOLVED if are_over else EventKind.FIRING
-    lines = [f"{message.title}: {message.body.partition(chr(10))[0]}" for message in messages]
+    lines = [f"{message.title}: {message.body.partition(chr(10))[0]}" for message in messages[:_LINES_OF_A_DIGEST]]
+    if len(messages) > _LINES_OF_A_DIGEST:
+        lines.append(f"and {len(messages) - _LINES_OF_A_DIGEST} more")
     title = f"{len(messages)} alerts{' are over' if are_over else ''}"
     return Message(title, "\n".join([*lines, "mdp alerts list"]), kind, worst)
 

@@ -38,8 +38,9 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[Channel, Message], None]
 
-# One pass ends after so long and leaves the rest to the next. With the message under way it stays well below the outbox's lease.
-PASS_SECONDS = 60.0
+# One pass ends after so long and leaves the rest to the next. With the message under way it stays below the minute that Dagster
+# gives a sensor, and below the outbox's lease.
+PASS_SECONDS = 15.0
 _CHANNELS_AT_ONCE = 4
 _LONGEST_TEXT = 2_000
 _LONGEST_REASON = 500
@@ -106,7 +107,7 @@ def open_alerts(pipeline: Pipeline) -> list[Alert]:
 
 
 def deliver_due(pipeline: Pipeline, config: AlertsConfig, *, now: datetime, send: Send = deliver) -> DeliveryReport:
-    """Send what is due, each channel in its order and several channels at once, for no longer than about a minute.
+    """Send what is due, each channel in its order and several channels at once, for no longer than half a minute.
 
     More than five messages for one channel are one. After one that fails, its channel is left alone until that is due again; the
     others go on. At least once: whoever is killed while he sends leaves his messages to the next, and some may come twice.
@@ -257,4 +258,6 @@ def _secrets(settings: Settings, config: AlertsConfig | None) -> frozenset[str]:
 
 def _discreet(finding: Finding, secrets: Collection[str]) -> Finding:
     """Redacted before it is cut: a provider's words may be in it. The key as it will be read again, or it were another alert."""
-    return replace(finding, key=storable(finding.key), text=redact(finding.text, secrets)[:_LONGEST_TEXT])
+    text = redact(finding.text, secrets)[:_LONGEST_TEXT]
+    shown = "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return replace(finding, key=storable(finding.key), text=shown)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 LOG = "log"
 CONNECT_SECONDS, READ_SECONDS = 5.0, 10.0
 # With everything: a server that sends a byte now and then never times out by the clock above.
-MESSAGE_SECONDS = 20.0
+MESSAGE_SECONDS = 15.0
 _MOST_ERROR = 500
 # Of what a server answered Apprise shows the first 2,000 bytes: where it cut there may be half a secret, which nobody recognises.
 _SHORTEST_CUT = 1_900
@@ -113,7 +113,7 @@ _LEVELS = {Severity.CRITICAL: logging.ERROR, Severity.WARNING: logging.WARNING, 
 def _opened(channel: Channel) -> NotifyBase:
     """Apprise's own view of the channel: time-outs bounded, redirects refused, whatever the URL says."""
     _silence()
-    from apprise import Apprise, AppriseAsset  # noqa: PLC0415 - 0.5 s that only those who send pay
+    from apprise import Apprise, AppriseAsset, OverflowMode  # noqa: PLC0415 - 0.5 s that only those who send pay
 
     # Nothing is kept on disk, no redirect is followed: where it leads is not what the operator wrote, and it would get the secret.
     asset = AppriseAsset(storage_mode="memory", http_redirects=False, async_mode=False, service_timeout=MESSAGE_SECONDS)
@@ -131,6 +131,9 @@ def _opened(channel: Channel) -> NotifyBase:
     # Apprise's own four seconds are few for a vendor on a bad day.
     service.socket_read_timeout = READ_SECONDS if given == type(service).socket_read_timeout else min(given, READ_SECONDS)
     service.retry = 0
+    if service.overflow_mode == OverflowMode.UPSTREAM:
+        # What is too long for a vendor would be refused for two days, and then be dead: its beginning says what is wrong.
+        service.overflow_mode = OverflowMode.TRUNCATE
     return service
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.alert_messages import NewNotice
     from market_data_pipeline.domain.alerts import Folded
 
-# Longer than one message may take to be sent (observability.delivery), and several of a channel one after the other.
-LEASE_SECONDS = 180.0
+# Longer than one pass takes at most (ingest.alerting), with the message that is under way when its time is up.
+LEASE_SECONDS = 90.0
 TAKEN_AT_ONCE = 100
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 900.0
 KEPT_TRYING = timedelta(hours=48)

@@ -323,6 +323,11 @@ def test_a_digest_has_a_line_for_each_and_the_severity_of_the_worst() -> None:
     assert (told.title, told.severity, told.kind) == ("7 alerts", Severity.CRITICAL, EventKind.FIRING)
     assert told.body.splitlines()[-2:] == ["NOW CRITICAL Slow: slow", "mdp alerts list"]
     assert trial_message("ops", START).kind is EventKind.TEST
+    assert digest([worst] * 70).body.splitlines()[-2:] == ["and 20 more", "mdp alerts list"]
+
+
+def test_a_title_is_one_line_whatever_the_key_holds() -> None:
+    assert message_of(Event(EventKind.FIRING, alert(key="x\r\nBcc: y")), SLOW).title == "WARNING Slow x Bcc: y"
 
 
 def test_the_first_route_that_matches_decides_and_all_hear_warnings_where_none_does() -> None:

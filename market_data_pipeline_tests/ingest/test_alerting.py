@@ -374,6 +374,11 @@ def test_a_key_that_postgres_cannot_hold_is_still_one_alert(watch: Watch) -> Non
     assert open_alerts(watch.pipeline) == []
 
 
+def test_what_steers_a_terminal_is_not_kept_as_it_is(watch: Watch) -> None:
+    watch.see(Finding("SymbolStale", 1.0, "\x1b[2Jgone\nsecond line", "AAPL"))
+    assert open_alerts(watch.pipeline)[0].text == "\N{REPLACEMENT CHARACTER}[2Jgone\nsecond line"
+
+
 def test_alerts_of_a_rule_that_is_gone_end_where_the_caller_knows_all_rules(watch: Watch) -> None:
     watch.see(stale())
     others = {name: rule for name, rule in RULES.items() if name != "SymbolStale"}

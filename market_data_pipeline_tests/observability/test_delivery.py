@@ -225,6 +225,11 @@ def test_channels_of_slack_and_pagerduty_are_taken_and_incidents_keep_their_key(
     assert {"action", "dedup"} <= set(vars(service))
 
 
+def test_what_is_too_long_for_a_vendor_is_cut_instead_of_refused(receiver: Receiver) -> None:
+    deliver(receiver.channel("ok"), Message("WARNING Slow", "x" * 100_000, EventKind.FIRING, Severity.WARNING))
+    assert 30_000 < len(receiver.posts[-1][1]["message"]) < 33_000
+
+
 def test_a_name_that_nothing_resolves_may_be_there_later() -> None:
     assert "its host is not known" in refused(channel(f"json://no-such-host.invalid/{CANARY}"))
 
