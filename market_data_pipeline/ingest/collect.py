@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from market_data_pipeline.domain.budget import limits_of
-from market_data_pipeline.domain.candles import Interval
+from market_data_pipeline.domain.candles import DERIVED_INTERVALS, Interval
 from market_data_pipeline.domain.capabilities import QUOTES_L1, Lane, bars
 from market_data_pipeline.domain.errors import MarketDataError
 from market_data_pipeline.domain.pacing import Pace
@@ -22,6 +22,7 @@ from market_data_pipeline.domain.runs import LIVE_MINUTES, LIVE_QUOTES
 from market_data_pipeline.domain.sessions import date_of
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.candles import ingest_candles
+from market_data_pipeline.ingest.derive import derive_candles
 from market_data_pipeline.ingest.report import Stretch
 from market_data_pipeline.ingest.snapshots import fetch_quotes
 from market_data_pipeline.settings import numbers_by_tier
@@ -156,12 +157,18 @@ class QuotesWork:
 
 
 class MinutesWork:
-    """The current minutes of one tier: what of the running sessions has settled and is not stored."""
+    """The current minutes of one tier: what of the running sessions has settled and is not stored; and what is derived from them.
+
+    The sweep derives from what it brings itself, and brings nothing where this was first. Coarser bars are computed when a round
+    may have completed one: of 1,200 symbols it takes a second each.
+    """
 
     asset, capability = LIVE_MINUTES, bars(Interval.M1)
 
     def __init__(self, pipeline: Pipeline, followed: Followed, tier: Tier, *, every: float) -> None:
         self._pipeline, self._followed, self.tier, self._every = pipeline, followed, tier, every
+        self._changed: dict[Interval, dict[tuple[int, date, date], Stretch]] = {interval: {} for interval in DERIVED_INTERVALS}
+        self._derived_until: dict[Interval, int] = {}
 
     @property
     def phase(self) -> float:
@@ -184,6 +191,7 @@ class MinutesWork:
         if not stretches:
             return None
         reports = list(ingest_candles(stretches, Interval.M1, pipeline=self._pipeline, lane=Lane.LIVE))
+        self._derive([report.stretch for report in reports if report.failure is None and report.inserted], now)
         failures = {report.stretch.instrument.symbol: report.failure for report in reports if report.failure is not None}
         return Tally(
             1,
@@ -193,6 +201,18 @@ class MinutesWork:
             requests=sum(report.requests for report in reports),
             failures=failures,
         )
+
+    def _derive(self, changed: Sequence[Stretch], now: datetime) -> None:
+        """Bring coarser bars in line with the minutes that came since it was last done, where another one can be whole by now."""
+        settled = int(now.timestamp()) - self._pipeline.settle_seconds(Interval.M1)
+        for interval, waiting in self._changed.items():
+            waiting |= {(one.instrument.symbol_id, one.first, one.last): one for one in changed}
+            until = settled // interval.seconds
+            if waiting and self._derived_until.get(interval) != until:
+                for _ in derive_candles(list(waiting.values()), interval, pipeline=self._pipeline):
+                    pass
+                waiting.clear()
+                self._derived_until[interval] = until
 
 
 def running_sessions(calendar: TradingCalendar, now: datetime, *, linger: timedelta) -> list[date]:

@@ -10,6 +10,7 @@ import pytest
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.collect import Followed, MinutesWork, QuotesWork, foreseeable, lines_of
+from market_data_pipeline.ingest.freshness import take_census
 from market_data_pipeline.simulator.client import RunningSimulator, running_simulator
 from market_data_pipeline_tests.world import FRIDAY, UNLIMITED, Worlds, expected_opens, write_bars
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.collect import Tally
     from market_data_pipeline_tests.world import World
 
@@ -51,6 +53,11 @@ def quotes(world: World, *, every: float = 5.0, tier: Tier = Tier.T0) -> QuotesW
 
 def minutes(world: World) -> MinutesWork:
     return MinutesWork(world.pipeline, Followed(world.pipeline, lambda: 0.0), Tier.T0, every=60.0)
+
+
+def derived_bars(world: World, instrument: Instrument, interval: Interval) -> int:
+    rows = world.pipeline.ledger.rows([instrument.symbol_id], interval, FRIDAY, FRIDAY)
+    return sum(int(row.present.sum()) for row in rows)
 
 
 def told(tally: Tally | None) -> tuple[int, int, int]:
@@ -117,6 +124,23 @@ def test_only_the_minutes_that_have_settled_and_are_not_stored_are_asked_for(wor
         assert len(world.stored(apple)) == 59
     assert request["symbol"] == ",".join(SYMBOLS[:3])
     assert request["period1"] >= (OPEN - timedelta(minutes=32)).timestamp()
+
+
+def test_what_is_derived_of_the_minutes_comes_with_them_and_is_fresh(worlds: Worlds) -> None:
+    with worlds.of("alpaca") as world:
+        apple, _ = world.load(*SYMBOLS[:2])
+        work = minutes(world)
+        work()
+        fives = [derived_bars(world, apple, Interval.M5)]
+        for minute in (1, 2):
+            worlds.simulator.set_now(OPEN + timedelta(minutes=minute))
+            work()
+            fives.append(derived_bars(world, apple, Interval.M5))
+        # 58 minutes are eleven bars of five; the 60th, which settles 90 seconds after half past, makes the twelfth.
+        assert fives == [11, 11, 12]
+        census = take_census(world.pipeline)
+    derived = {line.interval: line.stale for line in census.lines if line.interval in {Interval.M5, Interval.M15}}
+    assert derived == {Interval.M5: 0, Interval.M15: 0}
 
 
 def test_the_last_minutes_of_a_session_come_after_its_close(worlds: Worlds) -> None:
