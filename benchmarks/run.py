@@ -26,6 +26,7 @@ NAMES = (
     "counting",
     "scrape",
     "retention",
+    "telling",
 )
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from market_data_pipeline.settings import Settings
 
-# The newest function calls of a block: some 25 MB of JSON. What is older is lost, and the file says so.
-MOST_ENTRIES = 200_000
-# A traced run a minute would fill the disk in a week.
-FILES_KEPT = 100
+# The newest function calls of a block: some 19 MB of JSON. What is older is lost, and the file says so.
+MOST_ENTRIES = 100_000
+# A gigabyte in all: a traced run a minute would fill the disk in a day.
+FILES_KEPT = 50
 _LONGEST_LABEL = 60
 _FILE = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[a-z0-9_-]+-\d+\.json")
 
@@ -54,7 +54,7 @@ def maybe_trace(label: str, settings: Settings | None = None) -> AbstractContext
     """Record the calls of the block, and write them when it ends; its value is the file that will hold them, None where off.
 
     On with MDP_VIZTRACER_ENABLED, which is read from ``settings`` or, where there are none, from the environment, once a process.
-    The file is ``<UTC>-<label>-<pid>.json`` under MDP_VIZ_OUT_DIR, readable by its owner alone; the newest hundred stay. It holds
+    The file is ``<UTC>-<label>-<pid>.json`` under MDP_VIZ_OUT_DIR, readable by its owner alone; the newest fifty stay. It holds
     names of functions, threads and files, and times: no argument, no value, no line of source. VizTracer sees a whole process, all
     its threads: a block within a block, or beside it, is an event in the file of the first and has no file of its own.
 
