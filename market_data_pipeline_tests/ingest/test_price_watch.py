@@ -18,9 +18,11 @@ from market_data_pipeline.domain.ports import AnsweredSession, CandleBatch, Corp
 from market_data_pipeline.domain.quality import BarFlag
 from market_data_pipeline.domain.snapshots import Flag, JudgedQuotes
 from market_data_pipeline.domain.universe import Tier, UniverseEntry
+from market_data_pipeline.ingest.alert_file import AlertsFile
 from market_data_pipeline.ingest.alerting import fold, open_alerts
 from market_data_pipeline.ingest.grid import Grid
 from market_data_pipeline.ingest.price_watch import PriceReport, look_at_prices, price_looks
+from market_data_pipeline.ingest.watch import watch
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.alerts import AlertBook
 from market_data_pipeline.storage.quotes import QuoteStore
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from market_data_pipeline.domain.alert_messages import Message
     from market_data_pipeline.domain.alerts import Finding
     from market_data_pipeline.ingest.pipeline import Pipeline
 
@@ -59,14 +62,14 @@ class Watched(Protocol):
 
 @pytest.fixture
 def watched(database_url: str, tmp_path: Path) -> Watched:
-    def watch(now: datetime, *rules: PriceRule) -> list[str]:
+    def look_and_fold(now: datetime, *rules: PriceRule) -> list[str]:
         config = AlertsConfig(price_rules=rules)
         with open_at(now, database_url, tmp_path) as then:
             looks, built = price_looks(then, config, now=now)
             events = fold(then, looks, built, config, now=now, known=set(built)).events
         return [f"{event.kind} {event.alert.rule} {event.alert.key}" for event in events]
 
-    return watch
+    return look_and_fold
 
 
 @contextmanager
@@ -289,6 +292,22 @@ def test_an_alert_of_a_rule_that_is_no_longer_in_the_file_is_over(pipeline: Pipe
     watched(opened(1), ABOVE_250)
     assert watched(opened(2)) == ["resolved AaplAbove250 AAPL above"]
     assert AlertBook(pipeline.engine).open() == []
+
+
+def test_whoever_wrote_the_rule_hears_of_it_by_name_with_the_page(pipeline: Pipeline, tmp_path: Path, database_url: str) -> None:
+    path = tmp_path / "alerts.yaml"
+    path.write_text(
+        "channels: {desk: log://}\nprice_rules: {Mine: {kind: threshold, symbols: AAPL, above: 250, severity: critical}}"
+    )
+    store(pipeline, {0: 251.0})
+    sent: list[Message] = []
+    with open_at(opened(1), database_url, tmp_path) as then:
+        report = watch(then, by="a test", force=True, alerts=AlertsFile(path), send=lambda _, message: sent.append(message))
+    assert report.blind.keys().isdisjoint({"Mine"})
+    (message,) = [message for message in sent if "Mine" in message.title]
+    assert message.title == "CRITICAL Mine AAPL above"
+    assert message.body.startswith("AAPL at 251 USD is above 250 (close of the 1m bar, 2024-12-02 14:31:00 UTC)\n")
+    assert "docs/operations/price-rule.md" in message.body
 
 
 # --- quotes ------------------------------------------------------------------------------------------------------------
