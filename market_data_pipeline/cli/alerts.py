@@ -346,17 +346,17 @@ def notices(*, dead: bool, limit: int, as_json: bool) -> int:
     return FOUND_SOMETHING if any(notice.state == "dead" for notice in found) else DONE
 
 
-@alerts.command(epilog="Example: mdp alerts retry --all")
+@alerts.command(epilog="Example: mdp alerts retry 12")
 @click.argument("notice_id", metavar="[ID]", type=click.IntRange(1), required=False)
-@click.option("--all", "everything", is_flag=True, help="All of them.")
 @by_option
 @json_option
-def retry(*, notice_id: int | None, everything: bool, actor: str | None, as_json: bool) -> None:
-    """Try message ID again, dead or waiting after a failure, for two days more. The next watch sends it, within seconds."""
+def retry(*, notice_id: int | None, actor: str | None, as_json: bool) -> None:
+    """Try message ID again, dead or waiting after a failure, for two days more; without ID, all of them.
+
+    The next watch sends it, within seconds.
+    """
     from market_data_pipeline.storage.alerts import Outbox  # noqa: PLC0415 - `mdp --help` must not wait for it
 
-    if (notice_id is None) is not everything:
-        raise InvalidInputError("expected the number of a message (`mdp alerts notices`) or --all, and not both")
     with opened_pipeline() as pipeline:
         at = pipeline.known_at(pipeline.clock.now())
         ids = Outbox(pipeline.engine).retry(notice_id, actor=who(actor), at=at)
