@@ -216,7 +216,7 @@ class Stage:
         self._write_counters()
         self._fill_queue()
         if self.is_watched:
-            self.looks.append(watch(self.pipeline, by="stage", send=self._take, disk=self._disk, stopwatch=lambda: 0.0))
+            self.looks.append(watch(self.pipeline, by="stage", send=self.take, disk=self._disk, stopwatch=lambda: 0.0))
 
     def stop(self, *symbols: str, heard: bool = False) -> Outage:
         """From now on no bars of ``symbols`` come (none: of any symbol)."""
@@ -257,15 +257,16 @@ class Stage:
         """From now on sessions are known until then."""
         self.pipeline = replace(self.pipeline, calendars=partial(trading_calendar, until=until))
 
+    def take(self, channel: Channel, message: Message) -> None:
+        """Every channel: it takes the message, unless it is deaf."""
+        if channel.name in self.deaf_channels:
+            raise UndeliverableError(f"{channel.name}: played: nobody answers")
+        self.told.append(Told(self.clock.now(), channel.name, message.kind, message.severity, message.title, message.body))
+
     # --- what is played ------------------------------------------------------------------------------------------------
 
     def _now(self) -> float:
         return self.clock.now().timestamp()
-
-    def _take(self, channel: Channel, message: Message) -> None:
-        if channel.name in self.deaf_channels:
-            raise UndeliverableError(f"{channel.name}: played: nobody answers")
-        self.told.append(Told(self.clock.now(), channel.name, message.kind, message.severity, message.title, message.body))
 
     def _disk(self, _home: Path) -> DiskUse:
         return DiskUse(int(self.disk_free * 100 * GIB), 100 * GIB)
