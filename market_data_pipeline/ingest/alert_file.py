@@ -32,7 +32,7 @@ from market_data_pipeline.domain.alert_rules import RULES
 from market_data_pipeline.domain.alerts import Severity
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.errors import ConfigurationError, InvalidInputError
-from market_data_pipeline.domain.price_rules import MOST_BARS
+from market_data_pipeline.domain.price_rules import MOST_BARS, duration
 from market_data_pipeline.domain.universe import Tier, valid_symbol
 from market_data_pipeline.observability.delivery import LOG, check_channel, kind_of
 
@@ -194,6 +194,9 @@ class PriceRulePart(_Part):
             yield "field: is of quotes (source: quote); of candles the close is looked at"
         if not is_candle and self.interval is not None:
             yield "interval: is of candles, and source is quote"
+        longest = 2 * MOST_BARS * self.bar.seconds if is_candle else _LONGEST_OF_QUOTES
+        if self.max_age is not None and self.max_age > longest:
+            yield f"max_age: expected at most {duration(longest)}: what is older is no news"
         if self.kind is PriceRuleKind.THRESHOLD:
             yield from self._threshold_problems()
         else:

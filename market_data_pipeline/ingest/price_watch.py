@@ -26,6 +26,7 @@ from market_data_pipeline.domain.price_rules import (
     sides,
 )
 from market_data_pipeline.domain.quality import BarFlag
+from market_data_pipeline.settings import numbers_by_tier
 from market_data_pipeline.storage.price_rules import PriceRuleStore, Remembered
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.domain.sessions import TradingCalendar
     from market_data_pipeline.domain.universe import Instrument
     from market_data_pipeline.ingest.pipeline import Pipeline
+    from market_data_pipeline.settings import Settings
 
 RUNBOOK = "price-rule"
 # Bars read for each bar that an average needs: a symbol that trades every other minute has its average, too.
@@ -104,6 +106,7 @@ def price_notes(pipeline: Pipeline, config: AlertsConfig, *, now: datetime) -> l
     if not config.price_rules:
         return notes
     followed = _Followed.of(pipeline, config.price_rules, notes)
+    notes += [note for rule in config.price_rules if (note := _never_live(rule, followed, pipeline.settings)) is not None]
     crossings = [rule for rule in config.price_rules if rule.kind is PriceRuleKind.CROSS]
     prices = _Prices(pipeline, PriceRuleStore(pipeline.engine), followed, crossings, now)
     for rule in crossings:
@@ -226,6 +229,19 @@ class _Judging:
             labels={"symbol": instrument.symbol, "tier": str(instrument.tier), "kind": str(self.rule.kind), "side": str(row.side)},
             holds_only=row.is_told and price is None,
         )
+
+
+def _never_live(rule: PriceRule, followed: _Followed, settings: Settings) -> str | None:
+    """The note about symbols whose prices come when they are old already."""
+    is_quoted = rule.source is PriceSource.QUOTE
+    if rule.max_age_seconds is not None or (not is_quoted and Interval(rule.interval).is_daily):
+        return None
+    setting = "quotes_every_seconds" if is_quoted else "bars_every_seconds"
+    every = numbers_by_tier(getattr(settings, setting))
+    tiers = sorted({one.tier for one in (followed.instruments[i] for i in followed.ids[rule.name]) if every[one.tier] == 0})
+    if not tiers:
+        return None
+    return f"{rule.name}: nobody asks for prices of {', '.join(tiers)} while markets are open (MDP_{setting.upper()}): set max_age"
 
 
 def _too_short(rule: PriceRule, short: Sequence[int], followed: _Followed) -> str:

@@ -172,6 +172,8 @@ def test_what_cannot_be_meant_is_refused_with_its_reason(text: str, told: str) -
         ("kind: cross, symbols: AAPL, window: 90s", "expected two bars of 1m or more, and whole ones"),
         ("kind: cross, symbols: AAPL, window: 5m, source: quote", "an average is of the closes of candles"),
         ("kind: cross, symbols: AAPL, window: 5m, by: 3%", "by: is for kind: move"),
+        ("kind: threshold, above: 1, symbols: AAPL, max_age: 30d", "max_age: expected at most 1000m"),
+        ("kind: threshold, above: 1, symbols: AAPL, source: quote, max_age: 2d", "max_age: expected at most 1d"),
         ("kind: spike, symbols: AAPL", "kind: input should be 'threshold', 'move' or 'cross'"),
     ],
 )

@@ -21,7 +21,7 @@ from market_data_pipeline.domain.universe import Tier, UniverseEntry
 from market_data_pipeline.ingest.alert_file import AlertsFile
 from market_data_pipeline.ingest.alerting import fold, open_alerts
 from market_data_pipeline.ingest.grid import Grid
-from market_data_pipeline.ingest.price_watch import PriceReport, look_at_prices, price_looks
+from market_data_pipeline.ingest.price_watch import PriceReport, look_at_prices, price_looks, price_notes
 from market_data_pipeline.ingest.watch import watch
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.alerts import AlertBook
@@ -231,6 +231,20 @@ def test_a_symbol_that_is_not_in_the_universe_is_told_and_stops_nobody(pipeline:
     report = look(pipeline, opened(1), replace(ABOVE_250, symbols=("AAPL", "GOOGL")))
     assert report.notes == ["AaplAbove250: GOOGL is not active in the universe"]
     assert [finding.key for finding in findings(report)] == ["AAPL above"]
+
+
+def test_a_rule_about_prices_that_come_after_the_close_is_told_of(pipeline: Pipeline) -> None:
+    entries = [UniverseEntry("THIN", "XNAS", Tier.T2)]
+    pipeline.universe.load(entries, version_tag="w", source="t", source_sha256="x", loaded_by="t")
+    thin = replace(ABOVE_250, symbols=("AAPL", "THIN"))
+    others = replace(thin, name="Old", max_age_seconds=36_000), replace(thin, name="Daily", interval="1d")
+    notes = price_notes(
+        pipeline, AlertsConfig(price_rules=(thin, replace(QUOTED, name="Quotes", symbols=("THIN",)), *others)), now=OPEN
+    )
+    assert notes == [
+        "AaplAbove250: nobody asks for prices of T2 while markets are open (MDP_BARS_EVERY_SECONDS): set max_age",
+        "Quotes: nobody asks for prices of T2 while markets are open (MDP_QUOTES_EVERY_SECONDS): set max_age",
+    ]
 
 
 # --- alerts ------------------------------------------------------------------------------------------------------------
