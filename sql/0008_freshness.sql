@@ -24,7 +24,7 @@ create table slo_samples (
   stale        int8 not null check (stale between 0 and symbols),
   due          int8 not null check (due >= 0),
   late         int8 not null check (late between 0 and due),
-  primary key (tier, interval_s, resolution_s, at)
+  primary key (resolution_s, at, tier, interval_s)
 );
 
 -- How many of the first bars of a session have been judged: what is added to the samples is what comes after them.

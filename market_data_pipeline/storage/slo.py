@@ -45,7 +45,7 @@ on conflict (calendar, interval_s, tier, session) do update set counted = greate
 """
 _ADD = """
 insert into slo_samples as s (tier, interval_s, resolution_s, at, looks, symbols, stale, due, late) values %s
-on conflict (tier, interval_s, resolution_s, at) do update
+on conflict (resolution_s, at, tier, interval_s) do update
    set looks = s.looks + excluded.looks, symbols = s.symbols + excluded.symbols, stale = s.stale + excluded.stale,
        due = s.due + excluded.due, late = s.late + excluded.late
 """
