@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batches import fresh_database
+from pydantic import SecretStr
 from report import report
 
 from market_data_pipeline.domain.candles import Interval
@@ -169,7 +170,7 @@ def main() -> None:
                 for name, told in modes.items():
                     with fresh_database() as engine, contextlib.redirect_stderr(io.StringIO()):
                         url = engine.url.render_as_string(hide_password=False)
-                        settings = Settings(**base, home=home, database_url=url, policy_bars_1m="yahoo", **told)
+                        settings = Settings(**base, home=home, database_url=SecretStr(url), policy_bars_1m="yahoo", **told)
                         undo = configure(settings, least=None if "log_level" in told else "warning")
                         taken = ingest(settings, symbols)
                         undo()
@@ -178,7 +179,7 @@ def main() -> None:
         sizes = [path.stat().st_size for path in (home / "traces").iterdir()]
     rows += [{"case": name, "seconds": statistics.median(taken), "slowest": max(taken)} for name, taken in seconds.items()]
     notes = [
-        f"calls: the best of five; ingests: medians of {chosen.rounds} interleaved rounds, {chosen.symbols} symbols by five sessions",
+        f"calls: the best of five; ingests: medians of {chosen.rounds} interleaved rounds, {chosen.symbols} symbols, five sessions",
         "the simulator, Postgres and this process share the machine; an ingest includes opening and closing the pipeline",
         f"a profile has {max(sizes) / 1e6:.1f} MB",
     ]
