@@ -144,6 +144,7 @@ def _send(channel: Channel, service: NotifyBase, message: Message) -> None:
     notify_type = NotifyType.SUCCESS if message.kind is EventKind.RESOLVED else types[message.severity]
     sender = Apprise(asset=service.asset)
     sender.add(service)
+    reasons: list[str] = []
     try:
         result = sender.notify(
             body=message.body,
@@ -153,11 +154,13 @@ def _send(channel: Channel, service: NotifyBase, message: Message) -> None:
             timeout=MESSAGE_SECONDS,
             log_level=logging.DEBUG,
         )
+        is_taken = bool(result)
         said = [(entry.level, entry.message) for entry in result.logs() if len(entry.message) < _SHORTEST_CUT]
-    except Exception as broken:  # noqa: BLE001 - what a hundred plugins may raise; told without its words' secrets, and without its chain
-        raise UndeliverableError(_told(channel, [f"{type(broken).__name__}: {broken}"])) from None
-    if not result:
         reasons = [text for level, text in said if level in {"WARNING", "ERROR", "CRITICAL"} or text.startswith(_REASONS)]
+    except Exception as broken:  # noqa: BLE001 - what a hundred plugins may raise
+        is_taken, reasons = False, [f"{type(broken).__name__}: {broken}"]
+    if not is_taken:
+        # Not raised where it was caught: even a chain that is not shown would carry what the plugin said.
         raise UndeliverableError(_told(channel, reasons or [f"no answer within {MESSAGE_SECONDS:g} seconds"]))
 
 

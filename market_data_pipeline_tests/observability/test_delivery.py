@@ -141,7 +141,7 @@ def refused(to: Channel, message: Message = FIRING) -> str:
     error: BaseException | None = failed.value
     while error is not None:
         assert CANARY not in repr(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = error.__cause__ or error.__context__
     return str(failed.value)
 
 
