@@ -14,6 +14,8 @@ NAMES = (
     "read_path",
     "ledger_scan",
     "census",
+    "watch",
+    "alerts",
     "orchestration",
     "universe",
     "live",
