@@ -32,6 +32,11 @@ mutation($backfill: LaunchBackfillParams!) {
 }"""
 _KEYS = """{ assetNodeOrError(assetKey: {path: ["candles", "1m"]}) { ... on AssetNode { partitionKeysByDimension {
   name partitionKeys } } } }"""
+_TICKS = """query($name: String!) { sensorOrError(sensorSelector: {
+  repositoryName: "__repository__", repositoryLocationName: "market_data_pipeline", sensorName: $name}) {
+  __typename ... on Sensor { sensorState { status ticks(limit: 50) { status skipReason error { message } } } } } }"""
+_CHECKS = """{ assetNodeOrError(assetKey: {path: ["candles", "1m"]}) { ... on AssetNode { assetChecksOrError {
+  ... on AssetChecks { checks { name executionForLatestMaterialization { status } } } } } } }"""
 _STATUS = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"""
 
 
@@ -55,11 +60,23 @@ def ask(stack: Running, query: str, **variables: Any) -> Any:  # noqa: ANN401 - 
     return answer["data"]
 
 
-def wait_until(holds: Callable[[], bool], what: str) -> None:
+def wait_until(holds: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline, f"in {PATIENCE:.0f} seconds it did not come to pass that {what}"
         time.sleep(0.5)  # noqa: TID251 - polling other processes
+
+
+def ticks(stack: Running, sensor: str) -> list[dict[str, Any]]:
+    found = ask(stack, _TICKS, name=sensor)["sensorOrError"]
+    assert found["__typename"] == "Sensor", found
+    ticked: list[dict[str, Any]] = found["sensorState"]["ticks"]
+    return ticked
+
+
+def statuses_of_checks(stack: Running) -> set[str]:
+    checks = ask(stack, _CHECKS)["assetNodeOrError"]["assetChecksOrError"]["checks"]
+    return {check["executionForLatestMaterialization"]["status"] for check in checks if check["executionForLatestMaterialization"]}
 
 
 def symbols_shown(stack: Running) -> set[str]:
@@ -89,3 +106,10 @@ def test_a_backfill_of_the_ui_ends_in_the_ledger_like_any_other(running: Running
     stored = running.rows("select interval_s, count(*) from candles_intraday where interval_s in (60, 300) group by 1 order by 1")
     assert stored == [(60, 2 * len(OPENS)), (300, 2 * len(OPENS) // 5)]
     assert running.rows("select count(*), bool_and(absent = 0) from coverage where interval_s = 60") == [(10, True)]
+    # The daemon's own word on the sensors of alerts: they tick, and what they say of checks is on the page.
+    for sensor in ("watch", "check_failures", "run_failures"):
+        wait_until(lambda sensor=sensor: bool(ticks(running, sensor)), f"{sensor} had ticked")  # type: ignore[misc]
+        assert [tick["error"] for tick in ticks(running, sensor) if tick["status"] == "FAILURE"] == []
+    assert "firing" in str(ticks(running, "watch")[-1]["skipReason"])
+    # The button launched the checks, too, and Dagster skipped them: the watch has them evaluated.
+    wait_until(lambda: {"SUCCEEDED", "FAILED"} & statuses_of_checks(running), "the checks were evaluated after the backfill")

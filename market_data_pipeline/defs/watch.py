@@ -17,6 +17,7 @@ from market_data_pipeline.defs.candles import OWNER, asset_key
 from market_data_pipeline.defs.coverage import GROUP
 from market_data_pipeline.defs.coverage import KEY as COVERAGE_KEY
 from market_data_pipeline.defs.freshness_checks import DEAD, HORIZON, ON_TIME, on_time_result
+from market_data_pipeline.defs.tags import CHECKS, UNFINISHED
 from market_data_pipeline.defs.workbench import OpensWorkbench, Workbench
 from market_data_pipeline.domain.alerts import EventKind, Severity
 from market_data_pipeline.domain.candles import Interval
@@ -39,6 +40,8 @@ SECONDS_BETWEEN_LOOKS_AT_CHECKS = 30
 ASKED_AGAIN = frozenset({"gap", "recheck", "jobs"})
 _ROWS_IN_METADATA = 100
 _NAMED = 3
+# What Dagster calls a check that a run is to evaluate, and for ever one that the run then skipped.
+_PLANNED = "PLANNED"
 # Check evaluations read at a time, and in one tick: what is more waits for the next one.
 _EVENTS_AT_ONCE, _MOST_PAGES = 500, 20
 # They have alerts of their own, which say more; and an alert about alerts would keep itself alive.
@@ -134,6 +137,7 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
 
     @dg.sensor(
         name="watch",
+        job_name=CHECKS,
         minimum_interval_seconds=max(int(settings.watch_every_seconds), 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
@@ -147,16 +151,19 @@ def watch_sensor(settings: Settings) -> dg.SensorDefinition:
             report = workbench.watch(by=SENSOR)
             census = report.census or workbench.census()
             firing = workbench.firing_alerts()
-        targets = numbers_by_tier(settings.slo_targets)
+        records = {
+            interval: context.instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(asset_key(interval), ON_TIME))
+            for interval in Interval
+        }
         digest = _digest(firing)
         changed: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
         if context.cursor != digest:
             changed = [_materialization(firing), _evaluation(ALERTS_KEY, alerts_result(firing))]
-        return dg.SensorResult(
-            skip_reason=sentence(report, firing),
-            cursor=digest,
-            asset_events=[*changed_verdicts(context.instance, census, targets), *changed],
-        )
+        events = [*changed_verdicts(records, census, numbers_by_tier(settings.slo_targets)), *changed]
+        request = checks_again(context.instance, records)
+        if request is not None:
+            return dg.SensorResult(run_requests=[request], cursor=digest, asset_events=events)
+        return dg.SensorResult(skip_reason=sentence(report, firing), cursor=digest, asset_events=events)
 
     return watch
 
@@ -184,19 +191,35 @@ def sentence(report: "WatchReport", firing: Sequence["Alert"]) -> str:
 
 
 def changed_verdicts(
-    instance: dg.DagsterInstance, census: "Census", targets: Mapping[Tier, float]
+    records: Mapping[Interval, Any], census: "Census", targets: Mapping[Tier, float]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks of freshness whose verdict is another than Dagster shows: an event a change, and none while nothing changes."""
-    for interval in Interval:
-        key = asset_key(interval)
-        record = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(key, ON_TIME))
-        if record is not None and record.status.value == "PLANNED":
+    """The checks of freshness whose verdict is another than Dagster shows: an event a change, and none while nothing changes.
+
+    ``records``: the newest execution of each, as Dagster has it; None where there was none.
+    """
+    for interval, record in records.items():
+        if record is not None and record.status.value == _PLANNED:
             # A run is about to say it.
             continue
         shown = record.evaluation if record is not None else None
         result = on_time_result(census, interval, targets)
         if shown is None or _verdict(shown.passed, shown.severity) != _verdict(result.passed, result.severity):
-            yield _evaluation(key, result)
+            yield _evaluation(asset_key(interval), result)
+
+
+def checks_again(instance: dg.DagsterInstance, records: Mapping[Interval, Any]) -> dg.RunRequest | None:
+    """A run of all checks, where a run planned some and ended without them; None where there is no need.
+
+    Whoever launches candles on an asset's page launches its checks with them. Dagster skips these, since the run reports partitions
+    by events and hands nothing on, and shows them as skipped until they are evaluated again.
+    """
+    if instance.get_runs(dg.RunsFilter(job_name=CHECKS, statuses=UNFINISHED), limit=1):
+        return None
+    for run_id in sorted({record.run_id for record in records.values() if record is not None and record.status.value == _PLANNED}):
+        run = instance.get_run_by_id(run_id)
+        if run is not None and run.is_finished and run.job_name != CHECKS:
+            return dg.RunRequest(run_key=f"skipped by {run_id}", tags={CAUSE: "maintenance"})
+    return None
 
 
 def _verdict(passed: bool, severity: dg.AssetCheckSeverity) -> str:  # noqa: FBT001 - of a check
@@ -352,7 +375,7 @@ def _of_known_checks(instance: dg.DagsterInstance, cursor: float, keys: Sequence
     newest = cursor
     for key in keys:
         record = instance.get_latest_asset_check_evaluation_record(key)
-        found = None if record is None or record.event is None or record.status.value == "PLANNED" else record.evaluation
+        found = None if record is None or record.event is None or record.status.value == _PLANNED else record.evaluation
         if record is not None and record.event is not None and found is not None and record.event.timestamp > cursor:
             latest[key] = found
             newest = max(newest, record.event.timestamp)

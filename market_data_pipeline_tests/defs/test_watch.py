@@ -23,7 +23,7 @@ from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.storage.failures import FailureStore
 from market_data_pipeline.wiring import open_pipeline
-from market_data_pipeline_tests.defs.fakes import NOW, FakeWorkbench
+from market_data_pipeline_tests.defs.fakes import NOW, FakeWorkbench, universe
 from market_data_pipeline_tests.defs.instances import (
     BATCHED,
     PLAN,
@@ -118,6 +118,25 @@ def test_what_the_job_said_meanwhile_is_corrected(instance: dg.DagsterInstance) 
     instance.report_runless_asset_event(dg.AssetCheckEvaluation(asset_key=MINUTES, check_name=ON_TIME, passed=False))
     ticked(workbench, instance, cursor)
     assert shown(instance).passed
+
+
+def test_checks_that_a_run_of_candles_skipped_are_evaluated_again_once(instance: dg.DagsterInstance) -> None:
+    """As the button of an asset's page does it: the asset with its checks, which Dagster then skips."""
+    workbench = FakeWorkbench(universe("AAPL"), now_fresh=late(7))
+    button = dg.define_asset_job("button", selection=dg.AssetSelection.assets(MINUTES))
+    ours = build_definitions(Settings(), PLAN, workbenches=workbench)
+    job = dg.Definitions.merge(ours, dg.Definitions(jobs=[button])).resolve_job_def("button")
+    instance.add_dynamic_partitions("symbols", ["AAPL"])
+    day = dg.MultiPartitionKey({"period": "2024-03-04", "symbol": "AAPL"})
+    run = job.execute_in_process(instance=instance, partition_key=day)
+    record = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(MINUTES, ON_TIME))
+    assert record is not None
+    assert record.status.value == "PLANNED"
+    [request] = ticked(workbench, instance).run_requests or []
+    assert request.run_key == f"skipped by {run.run_id}"
+    assert ours.resolve_job_def("candle_checks").execute_in_process(instance=instance).success
+    assert not ticked(workbench, instance).run_requests
+    assert not shown(instance).passed
 
 
 def test_the_asset_alerts_shows_what_is_firing_each_time_that_changes(instance: dg.DagsterInstance) -> None:
