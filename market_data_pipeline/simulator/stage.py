@@ -400,7 +400,8 @@ class Stage:
         key = instrument.symbol_id, grid.interval, grid.session
         state = bits(present), bits(empty)
         is_running = now <= grid.closes_at + SWEPT_AFTER_CLOSE
-        if self._written.get(key) == state and not is_running:
+        # When a provider was last heard is asked of the minutes, also for what is derived from them.
+        if self._written.get(key) == state and not (is_running and grid.interval is Interval.M1):
             return
         self._written[key] = state
         if instrument.tier is Tier.T1 and is_running:
