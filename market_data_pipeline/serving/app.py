@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from dataclasses import asdict
@@ -18,9 +19,19 @@ from market_data_pipeline.domain.errors import DatabaseUnreachableError, MarketD
 from market_data_pipeline.ingest.metrics import snapshot
 from market_data_pipeline.observability.exposition import exposition
 from market_data_pipeline.serving.flight import Flight
-from market_data_pipeline.serving.health import Health, Status, check, without_database
+from market_data_pipeline.serving.health import (
+    OTHERS,
+    Part,
+    Status,
+    health_of,
+    other_parts,
+    vital_parts,
+    without_database,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -39,11 +50,13 @@ LINKS = {"health": "/health", "metrics": "/metrics"}
 def application(source: PipelineSource, *, host: str) -> Starlette:
     """The application on a pipeline. ``host``: where it will listen; on loopback it answers to no other name."""
     health, metrics = _HealthRoute(source), _MetricsRoute(source)
-    return Starlette(
+    served = Starlette(
         routes=[Route("/", _root), Route("/health", health.answer), Route("/metrics", metrics.answer)],
         middleware=[Middleware(_OurName, host=host)],
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
+    served.router.redirect_slashes = False
+    return served
 
 
 async def _root(_request: Request) -> Response:
@@ -55,11 +68,12 @@ class _HealthRoute:
 
     def __init__(self, source: PipelineSource) -> None:
         self._source = source
-        self._flight = Flight("health", self._look)
+        self._vital = Flight("health", self._look_at_vital)
+        self._others = Flight("health", lambda: other_parts(self._source.get()))
 
-    def _look(self) -> Health:
+    def _look_at_vital(self) -> Mapping[str, Part]:
         try:
-            return check(self._source.get())
+            return vital_parts(self._source.get())
         except DatabaseUnreachableError as away:
             self._source.doubt()
             return without_database(_said(away))
@@ -67,14 +81,23 @@ class _HealthRoute:
             return without_database(str(wrong))
 
     async def answer(self, _request: Request) -> Response:
-        """Within two seconds, whatever the database does."""
-        try:
-            found = await self._flight.ask(HEALTH_PATIENCE_SECONDS)
-        except TimeoutError:
-            found = without_database(f"no answer within {HEALTH_PATIENCE_SECONDS:g} s")
+        """Within two seconds, whatever the database does; what has not answered by then is said to have not."""
+        vital, others = await asyncio.gather(
+            self._vital.ask(HEALTH_PATIENCE_SECONDS), self._others.ask(HEALTH_PATIENCE_SECONDS), return_exceptions=True
+        )
+        found = health_of(
+            without_database(_why_not(vital)) if isinstance(vital, BaseException) else vital,
+            dict.fromkeys(OTHERS, Part(ok=False, why=_why_not(others))) if isinstance(others, BaseException) else others,
+        )
         parts = {name: asdict(part) for name, part in found.parts.items()}
         code = 503 if found.status is Status.UNAVAILABLE else 200
         return JSONResponse({"status": found.status, "version": __version__, "parts": parts}, code, headers=_FRESH)
+
+
+def _why_not(failure: BaseException) -> str:
+    if isinstance(failure, TimeoutError):
+        return f"no answer within {HEALTH_PATIENCE_SECONDS:g} s"
+    return f"cannot be asked: {type(failure).__name__}"
 
 
 class _MetricsRoute:

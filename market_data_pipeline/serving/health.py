@@ -62,18 +62,28 @@ class Health:
         return Status.OK if all(part.ok for part in self.parts.values()) else Status.DEGRADED
 
 
-def without_database(why: str) -> Health:
-    """The health of a pipeline whose database cannot be asked."""
-    return _vital_only({"database": Part(ok=False, why=why), "migrations": _not_looked_at("database")})
+def health_of(vital: Mapping[str, Part], others: Mapping[str, Part]) -> Health:
+    """Both together. Where something vital is wrong, what was found of the others says nothing."""
+    wrong = next((name for name, part in vital.items() if not part.ok), None)
+    if wrong is not None:
+        others = dict.fromkeys(OTHERS, Part(ok=False, why=f"not looked at: {wrong}"))
+    return Health({**vital, **others})
 
 
-def check(pipeline: Pipeline) -> Health:
-    """Look at each part. Raises DatabaseUnreachableError where the database is away."""
+def without_database(why: str) -> dict[str, Part]:
+    """The vital parts of a pipeline whose database cannot be asked."""
+    return {"database": Part(ok=False, why=why), "migrations": Part(ok=False, why="not looked at: database")}
+
+
+def vital_parts(pipeline: Pipeline) -> dict[str, Part]:
+    """The database and its schema. Raises DatabaseUnreachableError where it is away."""
     with pipeline.engine.connect() as connection:
         connection.exec_driver_sql("select 1")
-    schema = _schema(pipeline)
-    if not schema.ok:
-        return _vital_only({"database": GOOD, "migrations": schema})
+    return {"database": GOOD, "migrations": _schema(pipeline)}
+
+
+def other_parts(pipeline: Pipeline) -> dict[str, Part]:
+    """What the pipeline can do its work without, for a while."""
     now = pipeline.clock.now()
     looks: dict[str, Callable[[Pipeline, datetime], Part]] = {
         "watch": _watch,
@@ -81,23 +91,14 @@ def check(pipeline: Pipeline) -> Health:
         "outbox": _outbox,
         "calendars": _calendars,
     }
-    return Health({"database": GOOD, "migrations": schema, **{name: _looked(look, pipeline, now) for name, look in looks.items()}})
-
-
-def _vital_only(vital: Mapping[str, Part]) -> Health:
-    first = next(name for name, part in vital.items() if not part.ok)
-    return Health({**vital, **dict.fromkeys(OTHERS, _not_looked_at(first))})
-
-
-def _not_looked_at(part: str) -> Part:
-    return Part(ok=False, why=f"not looked at: {part}")
+    return {name: _looked(look, pipeline, now) for name, look in looks.items()}
 
 
 def _looked(look: Callable[[Pipeline, datetime], Part], pipeline: Pipeline, now: datetime) -> Part:
     try:
         return look(pipeline, now)
-    except SQLAlchemyError as failure:
-        # Its text holds the statement.
+    except (MarketDataError, SQLAlchemyError) as failure:
+        # The database's text holds the statement.
         return Part(ok=False, why=f"cannot be asked: {type(failure).__name__}")
 
 
@@ -141,9 +142,6 @@ def _outbox(pipeline: Pipeline, now: datetime) -> Part:
 
 
 def _calendars(pipeline: Pipeline, now: datetime) -> Part:
-    try:
-        calendars = [pipeline.calendars(name) for name in calendars_in_use(pipeline.engine)]
-    except MarketDataError as wrong:
-        return Part(ok=False, why=str(wrong))
+    calendars = [pipeline.calendars(name) for name in calendars_in_use(pipeline.engine)]
     ending = [f"{one.name} until {one.last_session}" for one in calendars if one.days_to_horizon(now.date()) < HORIZON_WARNING_DAYS]
     return Part(ok=False, why=f"known no further: {', '.join(ending)}; upgrade exchange_calendars") if ending else GOOD
