@@ -145,7 +145,10 @@ class _Discreet:
         # makeLogRecord gives no name.
         if not record.name or record.name.partition(".")[0] != OURS:
             return record
-        message = record.getMessage()
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - the arguments do not fit the text: a bug, and no reason to end the work that it is in
+            message = f"{record.msg} (this line's arguments do not fit it)"
         if record.exc_info is not None and record.exc_info[0] is not None:
             message = f"{message}: {record.exc_info[0].__name__}: {' '.join(str(record.exc_info[1]).split())}"
             record.exc_text, record.exc_info = told(record.exc_info, self._secrets), None

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.tracing import in_its_own_context
 from market_data_pipeline.observability.logs import LONGEST_TEXT, bound, configure, discreet
-from market_data_pipeline.settings import Settings
+from market_data_pipeline.settings import Settings, secrets_of
 from market_data_pipeline_tests.world import a_world, expected_opens, write_bars
 
 if TYPE_CHECKING:
@@ -151,6 +151,11 @@ def test_of_an_exception_its_message_is_redacted_and_what_it_came_from_is_not_to
     assert "hidden-cause" not in str(line)
 
 
+def test_a_line_whose_arguments_do_not_fit_is_a_line_and_no_error(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    OURS.warning("%d bars", "three")
+    assert lines()[0]["message"] == "%d bars (this line's arguments do not fit it)"
+
+
 def test_no_handler_of_anybody_sees_more_than_is_shown(lines: Callable[[], list[dict[str, Any]]]) -> None:
     # Dagster puts a handler of its own on our loggers, and keeps what it gets in its database.
     seen: list[logging.LogRecord] = []
@@ -276,3 +281,11 @@ def test_an_ingest_says_a_line_at_info_and_each_request_at_debug(
     requests = [line for line in said if line["logger"].endswith("providers.http") and line.get("provider") == "yahoo"]
     assert {line["symbol"] for line in requests} == set(symbols)
     assert all("HTTP 200" in line["message"] for line in requests if line["symbol"] != "SYM7")
+
+
+def test_a_databases_password_is_a_secret_by_itself_and_the_address_of_a_vendor_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDP_YAHOO_COOKIE_URL", "https://cookies.test")
+    monkeypatch.setenv("MDP_OTHER_VENDOR_KEY", "key-of-another-package")
+    told = secrets_of(Settings(database_url=SecretStr("postgresql://me:p%40ssw0rd-1@db.test/x"), finnhub_key=SecretStr(CANARY)))
+    assert told >= {"p@ssw0rd-1", "key-of-another-package", CANARY}
+    assert "https://cookies.test" not in told
