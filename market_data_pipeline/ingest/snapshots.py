@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import groupby
@@ -17,6 +18,8 @@ from market_data_pipeline.domain.errors import (
     UnknownSymbolError,
 )
 from market_data_pipeline.domain.snapshots import judge_chain, judge_quotes
+from market_data_pipeline.domain.tracing import in_its_own_context
+from market_data_pipeline.observability.logs import bound
 from market_data_pipeline.storage.fetches import FetchStore
 from market_data_pipeline.storage.macro import MacroStore
 from market_data_pipeline.storage.options import OptionStore
@@ -88,6 +91,7 @@ class MacroReport:
     requests: int
 
 
+@in_its_own_context
 def fetch_quotes(
     instruments: Sequence[Instrument], *, pipeline: Pipeline, hint: str | None = None, run_id: str | None = None
 ) -> Iterator[QuotesReport]:
@@ -97,10 +101,15 @@ def fetch_quotes(
     of failures. Raises NoProviderAvailableError where nobody can be asked for quotes at all.
     """
     batches = list(_batches(instruments, pipeline, hint))
-    with ThreadPoolExecutor(pipeline.settings.requests_in_flight, thread_name_prefix="quotes") as pool:
+    with (
+        bound(run_id=run_id),
+        pipeline.tracer.span("quotes", symbols=len(instruments), run_id=run_id or ""),
+        ThreadPoolExecutor(pipeline.settings.requests_in_flight, thread_name_prefix="quotes") as pool,
+    ):
+        around = copy_context()
         # Asked in threads, stored here: a slow provider holds no connection of the database.
         somebody = False
-        for heard in pool.map(lambda batch: _hear_quotes(batch, pipeline, hint, run_id), batches):
+        for heard in pool.map(lambda batch: around.copy().run(_hear_quotes, batch, pipeline, hint, run_id), batches):
             somebody = somebody or heard.nobody is None
             if heard.nobody is not None and not somebody:
                 raise heard.nobody
