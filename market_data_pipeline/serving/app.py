@@ -30,11 +30,13 @@ from market_data_pipeline.serving.health import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from market_data_pipeline.domain.freshness import Census
     from market_data_pipeline.domain.metrics import MetricsSnapshot
     from market_data_pipeline.serving.source import PipelineSource
 
@@ -47,9 +49,12 @@ METRICS_PATIENCE_SECONDS = 8.0
 LINKS = {"health": "/health", "metrics": "/metrics"}
 
 
-def application(source: PipelineSource, *, host: str) -> Starlette:
-    """The application on a pipeline. ``host``: where it will listen; on loopback it answers to no other name."""
-    health, metrics = _HealthRoute(source), _MetricsRoute(source)
+def application(source: PipelineSource, *, host: str, census: Callable[[datetime], Census | None] = lambda _now: None) -> Starlette:
+    """The application on a pipeline. ``host``: where it will listen; on loopback it answers to no other name.
+
+    ``census``: that of a watch in this process, where it took one just before an instant; a scrape need not count all again.
+    """
+    health, metrics = _HealthRoute(source), _MetricsRoute(source, census)
     served = Starlette(
         routes=[Route("/", _root), Route("/health", health.answer), Route("/metrics", metrics.answer)],
         middleware=[Middleware(_OurName, host=host)],
@@ -103,13 +108,14 @@ def _why_not(failure: BaseException) -> str:
 class _MetricsRoute:
     """Every metric, in the format that is asked for. Two scrapes at one time are one look at the database."""
 
-    def __init__(self, source: PipelineSource) -> None:
-        self._source = source
+    def __init__(self, source: PipelineSource, census: Callable[[datetime], Census | None]) -> None:
+        self._source, self._census = source, census
         self._flight = Flight("scrape", self._look)
 
     def _look(self) -> MetricsSnapshot:
         pipeline = self._source.get()
-        return snapshot(pipeline, now=pipeline.clock.now())
+        now = pipeline.clock.now()
+        return snapshot(pipeline, now=now, census=self._census(now))
 
     async def answer(self, request: Request) -> Response:
         """503 where the database is away: numbers of a while ago would be taken for those of now."""

@@ -45,7 +45,7 @@ def serve(settings: Settings, *, watches: bool, tell: Callable[[str], None]) -> 
         if not is_loopback(settings.serve_host):
             logger.warning("listening on %s: whoever reaches port %d can read all of it; there is no password", name, port)
         watcher = Watcher(source, every_seconds=settings.watch_every_seconds) if watches else None
-        server = _Server(_config(source, settings), on_start=lambda: tell(f"http://{name}:{port}"))
+        server = _Server(_config(source, settings, watcher), on_start=lambda: tell(f"http://{name}:{port}"))
         if watcher is not None:
             watcher.start()
         try:
@@ -56,9 +56,10 @@ def serve(settings: Settings, *, watches: bool, tell: Callable[[str], None]) -> 
             _close(source)
 
 
-def _config(source: PipelineSource, settings: Settings) -> uvicorn.Config:
+def _config(source: PipelineSource, settings: Settings, watcher: Watcher | None) -> uvicorn.Config:
+    told = {} if watcher is None else {"census": watcher.census}
     return uvicorn.Config(
-        application(source, host=settings.serve_host),
+        application(source, host=settings.serve_host, **told),
         log_config=None,  # ours is in force
         access_log=False,  # nothing that is served is worth a line each fifteen seconds
         lifespan="off",

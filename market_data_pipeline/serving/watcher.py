@@ -11,6 +11,9 @@ from market_data_pipeline.ingest.alert_file import AlertsFile
 from market_data_pipeline.ingest.watch import watch
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from market_data_pipeline.domain.freshness import Census
     from market_data_pipeline.serving.source import PipelineSource
 
 logger = logging.getLogger(__name__)
@@ -26,11 +29,17 @@ class Watcher:
         self._over = threading.Event()
         self._trouble: str | None = None
         self._problem: str | None = None
+        self._census: Census | None = None
         self._thread = threading.Thread(target=self._keep_watching, name="watch", daemon=True)
 
     def start(self) -> None:
         """Look now, and from now on."""
         self._thread.start()
+
+    def census(self, now: datetime) -> Census | None:
+        """The one taken last, where it was less than one turn ago; None where somebody else looks, or nobody."""
+        taken = self._census
+        return taken if taken is not None and abs((now - taken.at).total_seconds()) < self._every else None
 
     def stop(self, patience_seconds: float) -> None:
         """No further look; wait for the one under way, but not for ever: the database may have stopped."""
@@ -62,6 +71,7 @@ class Watcher:
             self._trouble = type(error).__name__
         else:
             self._tell(None)
+            self._census = report.census or self._census
             if report.problem not in {None, self._problem}:
                 logger.warning("the alerts file is not in force: %s", report.problem)
             self._problem = report.problem

@@ -155,6 +155,17 @@ def test_who_has_no_bar_of_the_last_quarter_of_an_hour_is_late_by_that(database_
     assert missing["5m", "T0", "derived"]
 
 
+def test_with_the_census_of_a_watch_nobody_counts_again(database_url: str, tmp_path: Path) -> None:
+    with at(NOON, database_url, tmp_path) as pipeline:
+        follow(pipeline, 30)
+        census = take_census(pipeline)
+        with pipeline.engine.begin() as connection:
+            connection.exec_driver_sql("update symbol_universe set active = false")
+        rates = of(snapshot(pipeline, now=NOON, census=census), "slo_gap_violation_rate")
+        assert rates["T0", "1m"] == 1.0
+        assert not of(snapshot(pipeline, now=NOON), "slo_gap_violation_rate")
+
+
 def test_a_watch_that_never_was_is_infinitely_old(database_url: str, tmp_path: Path) -> None:
     with at(NOON, database_url, tmp_path) as pipeline:
         assert of(snapshot(pipeline, now=NOON), "watch_age_seconds") == {(): math.inf}
