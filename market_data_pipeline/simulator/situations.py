@@ -335,6 +335,16 @@ DEPENDENCIES: tuple[Situation, ...] = (
         _WED("11:33"),
     ),
     Situation(
+        "errors without end",
+        "From 11:00 to 11:20 yahoo fails 600 times a minute, and answers in between: its breaker stays closed.",
+        _WED("10:45"),
+        _WED("11:50"),
+        [(_WED("11:00"), _set("failures_a_minute", 600)), (_WED("11:20"), _set("failures_a_minute", 0))],
+        (Expected("ProviderErrorSpike", 8, 15),),
+        _WED("11:00"),
+        _WED("11:20"),
+    ),
+    Situation(
         "entitlement lost",
         "yahoo answers 403 once at 11:00; somebody probes it with a new key at 11:30.",
         _WED("10:50"),

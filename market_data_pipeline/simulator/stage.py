@@ -179,6 +179,7 @@ class Stage:
         self.failing: set[str] = set()
         self.disk_free = 0.6
         self.write_seconds = 0.01
+        self.failures_a_minute = 0
         self.waiting: dict[Tier, tuple[int, datetime]] = {}
         self._dead = 0
         self._is_queue_clean = True
@@ -296,6 +297,9 @@ class Stage:
         for batch in range(30):
             # One in thirty waits for something, on any machine.
             self.pipeline.counters.observe("write_batch_seconds", {}, self.write_seconds if batch else 2.0)
+        if self.failures_a_minute:
+            labels = {"provider": "yahoo", "endpoint": "chart", "code": "transient"}
+            self.pipeline.counters.add("provider_errors_total", labels, self.failures_a_minute)
         self.pipeline.counters.flush()
 
     def _fill_queue(self) -> None:
