@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def fill_up(engine: Engine, symbols: int, sessions: int) -> None:
 
 
 @contextmanager
-def served(engine: Engine, home: Path) -> Iterator[str]:
+def served(engine: Engine, home: Path, *arguments: str) -> Iterator[str]:
     """The real process, on the same database; its URL."""
     told = {
         "MDP_HOME": str(home),
@@ -93,7 +94,7 @@ def served(engine: Engine, home: Path) -> Iterator[str]:
         "MDP_CLOCK": NOW.isoformat(),
         "MDP_SERVE_PORT": "0",
     }
-    command = [sys.executable, "-m", "market_data_pipeline.cli.main", "serve", "--no-watch", "--json"]
+    command = [sys.executable, "-m", "market_data_pipeline.cli.main", "serve", "--json", *arguments]
     process = subprocess.Popen(command, env={**os.environ, **told}, stdout=subprocess.PIPE, text=True)
     try:
         text = ""
@@ -116,12 +117,8 @@ class Round:
     series: int | None = None
 
 
-def questions(pipeline: Pipeline, url: str, rounds: int) -> Iterator[Round]:
-    """All of it, then its parts one after the other."""
-    engine = pipeline.engine
-    now = pipeline.clock.now()
-    with engine.connect() as connection:
-        yield Round("peer: select 1", timed(lambda: connection.execute(sa.text("select 1")).scalar_one(), rounds))
+def requests(url: str, name: str, rounds: int) -> Iterator[Round]:
+    """What Prometheus and a probe wait for."""
     with httpx.Client(trust_env=False) as client:
 
         def scrape() -> None:
@@ -129,8 +126,16 @@ def questions(pipeline: Pipeline, url: str, rounds: int) -> Iterator[Round]:
 
         scrape()
         series = sum(not line.startswith("#") for line in client.get(f"{url}/metrics").text.splitlines())
-        yield Round("GET /metrics of `mdp serve --no-watch`", timed(scrape, rounds), series)
-        yield Round("GET /health of the same", timed(lambda: client.get(f"{url}/health").raise_for_status(), rounds))
+        yield Round(f"GET /metrics of `{name}`", timed(scrape, rounds), series)
+        yield Round(f"GET /health of `{name}`", timed(lambda: client.get(f"{url}/health").raise_for_status(), rounds))
+
+
+def questions(pipeline: Pipeline, rounds: int) -> Iterator[Round]:
+    """All of it, then its parts one after the other."""
+    engine = pipeline.engine
+    now = pipeline.clock.now()
+    with engine.connect() as connection:
+        yield Round("peer: select 1", timed(lambda: connection.execute(sa.text("select 1")).scalar_one(), rounds))
     found = snapshot(pipeline, now=now)
     yield Round("snapshot, three connections at a time", timed(lambda: snapshot(pipeline, now=now), rounds), len(found.values))
     taken = take_census(pipeline)
@@ -142,6 +147,11 @@ def questions(pipeline: Pipeline, url: str, rounds: int) -> Iterator[Round]:
     yield Round("of it: counters", timed(lambda: read_counters(engine), rounds))
     yield Round("of it: counts and sizes", timed(lambda: read_gauges(engine), rounds))
     yield Round("as text", timed(lambda: exposition(found), rounds))
+
+
+def _wait_for_the_watch(url: str) -> None:
+    while not httpx.get(f"{url}/health", trust_env=False).json()["parts"]["watch"]["ok"]:
+        threading.Event().wait(0.2)
 
 
 def main() -> None:
@@ -161,10 +171,15 @@ def main() -> None:
         with pipeline_at(engine, Path(home), NOW) as pipeline:
             measure_density(pipeline)
             record_census(pipeline, take_census(pipeline))
-            with served(engine, Path(home)) as url:
-                rounds = list(questions(pipeline, url, chosen.rounds))
-                fold_counters(engine)
-                rounds.append(Round("counters, shards of the gone added up", timed(lambda: read_counters(engine), chosen.rounds)))
+            rounds: list[Round] = []
+            for watching in ([], ["--no-watch"]):
+                with served(engine, Path(home), *watching) as url:
+                    if not watching:
+                        _wait_for_the_watch(url)
+                    rounds += requests(url, " ".join(["mdp serve", *watching]), chosen.rounds)
+            rounds += questions(pipeline, chosen.rounds)
+            fold_counters(engine)
+            rounds.append(Round("counters, shards of the gone added up", timed(lambda: read_counters(engine), chosen.rounds)))
     table: list[dict[str, Any]] = [
         {
             "question": one.name,
