@@ -206,7 +206,8 @@ def _on_time_text(lines: Sequence[Any], shares: Mapping[Tier, Share], stale: Seq
 def complete_result(found: "SessionCompleteness", interval: Interval, targets: Mapping[Tier, float]) -> dg.AssetCheckResult:
     """Failed where T0 lacks a bar of the newest session whose time is up, or a lower tier more than its target allows."""
     if not found.sessions or not found.is_known:
-        what = "no session is over since long enough" if not found.sessions else f"nobody has asked for {interval} of that session"
+        nothing = "nothing is expected: no session is over since long enough, or no provider serves this interval"
+        what = nothing if not found.sessions else f"nobody has asked for {interval} of that session"
         worse = Grade.KEPT if not found.sessions or not sum(share.of for share in found.shares.values()) else Grade.WARNING
         metadata: dict[str, Any] = {"sessions": _sessions(found.sessions)}
         if worse is not Grade.KEPT:

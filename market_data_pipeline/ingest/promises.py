@@ -108,6 +108,9 @@ class PriceSanity:
 def session_completeness(pipeline: Pipeline, interval: Interval, *, limit: int = 100) -> SessionCompleteness:
     """What the newest session lacks of which MDP_EOD_WITHIN_SECONDS have passed since its close; ledger rows only."""
     now = pipeline.clock.now()
+    if pipeline.capability(interval) is None:
+        # Nobody is configured who serves it: nothing of it is expected, as in the census.
+        return SessionCompleteness(now)
     by_calendar = _by_calendar(pipeline.universe.instruments())
     until = now - timedelta(seconds=max(pipeline.settings.eod_within_seconds, pipeline.settle_seconds(interval)))
     sessions: dict[str, date] = {}

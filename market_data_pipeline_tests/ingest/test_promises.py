@@ -91,6 +91,13 @@ def test_an_interval_that_nobody_follows_is_unknown(pipeline: Pipeline) -> None:
     assert not session_completeness(pipeline, Interval.H1).is_known
 
 
+def test_of_an_interval_that_no_provider_serves_nothing_is_expected(pipeline: Pipeline) -> None:
+    store(pipeline, "AAPL", TUESDAY, known_at=AT)
+    settings = pipeline.settings.model_copy(update={"policy_bars_1h": "files"})
+    with open_pipeline(settings) as without:
+        assert session_completeness(without, Interval.H1).sessions == {}
+
+
 # --- prices
 
 
