@@ -37,41 +37,31 @@ begin
   end if;
 end $$;
 
--- Requests to providers. attempts 0: nothing was sent for this row alone (the budget was spent, or one request asked for many
--- symbols). Not failures: nothing there (barren), nobody knows the symbol, further back than the provider reaches; those are answers.
--- The bounds are LATENCY_BUCKETS of domain/metrics.py.
+-- Requests to providers: one series for four metrics, which cost a third of four; labels: capability, provider, outcome. value: seconds.
+-- buckets: requests sent, by how long they took (the bounds are LATENCY_BUCKETS of domain/metrics.py), and last the rows they brought.
+-- attempts 0: nothing was sent for this row alone (the budget was spent, or one request asked for many symbols).
 create function count_fetches() returns trigger language plpgsql as $$
 declare
   asked record;
+  counted int8[];
 begin
   for asked in
-    select provider, capability, outcome, count(*) filter (where attempts > 0) as sent, sum(rows) as rows,
-           coalesce(sum(latency_seconds) filter (where attempts > 0), 0) as seconds,
-           array[count(*) filter (where attempts > 0 and bucket = 0), count(*) filter (where attempts > 0 and bucket = 1),
-                 count(*) filter (where attempts > 0 and bucket = 2), count(*) filter (where attempts > 0 and bucket = 3),
-                 count(*) filter (where attempts > 0 and bucket = 4), count(*) filter (where attempts > 0 and bucket = 5),
-                 count(*) filter (where attempts > 0 and bucket = 6), count(*) filter (where attempts > 0 and bucket = 7),
-                 count(*) filter (where attempts > 0 and bucket = 8), count(*) filter (where attempts > 0 and bucket = 9)] as buckets
-      from (select provider, outcome, attempts, rows, latency_seconds,
-                   case when capability <> '' then capability when interval_s = 86400 then 'eod'
-                        else coalesce('bars_' || interval_name(interval_s), 'other') end as capability,
-                   -- width_bucket puts what equals a bound above it; Prometheus counts it below.
-                   (latency_seconds > 0.05)::int + (latency_seconds > 0.1)::int + (latency_seconds > 0.25)::int
-                     + (latency_seconds > 0.5)::int + (latency_seconds > 1)::int + (latency_seconds > 2.5)::int
-                     + (latency_seconds > 5)::int + (latency_seconds > 10)::int + (latency_seconds > 30)::int as bucket
-              from new_rows) as f
-     group by provider, capability, outcome
+    select provider, outcome, attempts > 0 as was_sent, count(*) as requests, sum(rows) as rows, sum(latency_seconds) as seconds,
+           case when capability <> '' then capability when interval_s = 86400 then 'eod'
+                else coalesce('bars_' || interval_name(interval_s), 'other') end as endpoint,
+           -- Which bucket, from 1. width_bucket would put what equals a bound above it; Prometheus counts it below.
+           1 + (latency_seconds > 0.05)::int + (latency_seconds > 0.1)::int + (latency_seconds > 0.25)::int
+             + (latency_seconds > 0.5)::int + (latency_seconds > 1)::int + (latency_seconds > 2.5)::int
+             + (latency_seconds > 5)::int + (latency_seconds > 10)::int + (latency_seconds > 30)::int as bucket
+      from new_rows group by provider, outcome, was_sent, endpoint, bucket
   loop
-    if asked.sent > 0 then
-      perform count_up('provider_selected_total', array[asked.capability, asked.provider], asked.sent);
-      perform count_up('provider_latency_seconds', array[asked.provider, asked.capability], asked.seconds, asked.buckets);
-      if asked.outcome not in ('ok', 'barren', 'unknown_symbol', 'out_of_reach', 'budget_spent') then
-        perform count_up('provider_errors_total', array[asked.provider, asked.capability, asked.outcome], asked.sent);
-      end if;
+    counted := array_fill(0::int8, array[11]);
+    counted[11] := asked.rows;
+    if asked.was_sent then
+      counted[asked.bucket] := asked.requests;
     end if;
-    if asked.rows > 0 then
-      perform count_up('provider_bars_total', array[asked.provider, asked.capability], asked.rows);
-    end if;
+    perform count_up('fetches', array[asked.endpoint, asked.provider, asked.outcome],
+                     case when asked.was_sent then asked.seconds else 0 end, counted);
   end loop;
   return null;
 end $$;

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_data_pipeline.domain.errors import MarketDataError
+from market_data_pipeline.domain.health import ANSWERS
 from market_data_pipeline.domain.metrics import BY_NAME, Histogram, MetricKind
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 # How often a process that lives adds up what others left; each does when it ends, so this is for those that are killed.
 FOLD_SECONDS = 60.0
-# One row for two metrics (sql/0011_metrics.sql).
-_JOBS_ENDED = "jobs_ended"
+# One row for several metrics (sql/0011_metrics.sql).
+_JOBS_ENDED, _FETCHES = "jobs_ended", "fetches"
+# Nothing there, nobody knows the symbol, further back than the provider reaches: those are answers. Nothing sent: our own affair.
+NO_FAILURES = ANSWERS | {"ok", "barren", "budget_spent"}
 # Any number will do that no other user of the server's advisory locks takes.
 _FOLDING = int.from_bytes(hashlib.sha256(b"market_data_pipeline counters").digest()[:8], signed=True)
 
@@ -168,8 +171,8 @@ def read_counters(engine: Engine) -> dict[Series, Counter]:
     with engine.connect() as connection:
         for name, labels, value, buckets in connection.exec_driver_sql(_READ):
             more = Counter(value, None if buckets is None else tuple(buckets))
-            for series in _shown_as(name, tuple(labels)):
-                found[series] = _sum(found.get(series), more)
+            for series, part in _shown_as(name, tuple(labels), more):
+                found[series] = _sum(found.get(series), part)
     return found
 
 
@@ -195,12 +198,27 @@ def _series(name: str, kind: MetricKind, labels: Mapping[str, str]) -> Series:
     return name, tuple(labels[label] for label in metric.labels)
 
 
-def _shown_as(name: str, labels: tuple[str, ...]) -> tuple[Series, ...]:
-    """The series of the catalogue that a series of the table adds to."""
-    if name != _JOBS_ENDED:
-        return ((name, labels),)
-    tier, kind, provider, state = labels
-    return ("backfill_jobs_completed_total", (tier, state)), ("jobs_processed_total", (kind, provider, state))
+def _shown_as(name: str, labels: tuple[str, ...], counted: Counter) -> list[tuple[Series, Counter]]:
+    """What of the catalogue a series of the table adds to."""
+    if name == _JOBS_ENDED:
+        tier, kind, provider, state = labels
+        return [
+            (("backfill_jobs_completed_total", (tier, state)), counted),
+            (("jobs_processed_total", (kind, provider, state)), counted),
+        ]
+    if name != _FETCHES:
+        return [((name, labels), counted)]
+    endpoint, provider, outcome = labels
+    *latencies, rows = counted.buckets or (0,)
+    shown: list[tuple[Series, Counter]] = []
+    if sent := sum(latencies):
+        shown.append((("provider_selected_total", (endpoint, provider)), Counter(sent)))
+        shown.append((("provider_latency_seconds", (provider, endpoint)), Counter(counted.value, tuple(latencies))))
+        if outcome not in NO_FAILURES:
+            shown.append((("provider_errors_total", (provider, endpoint, outcome)), Counter(sent)))
+    if rows:
+        shown.append((("provider_bars_total", (provider, endpoint)), Counter(rows)))
+    return shown
 
 
 def _sum(one: Counter | None, other: Counter) -> Counter:
