@@ -330,7 +330,8 @@ def census_look(census: Census, targets: Mapping[Tier, float], book: RuleBook) -
 
 def _violates(line: FreshnessLine, targets: Mapping[Tier, float], book: RuleBook, *, times: str = "times_target") -> bool:
     rule = "SLOGapViolationHigh"
-    is_above = line.violation_rate > book.number(rule, times) * targets[line.tier]
+    # A target of 0 is none, as in all numbers by tier.
+    is_above = 0 < book.number(rule, times) * targets[line.tier] < line.violation_rate
     return is_above and line.stale >= book.number(rule, "symbols")
 
 

@@ -106,7 +106,8 @@ def _slo(pipeline: Pipeline, census: Census | None) -> Values:
     for line in census.lines:
         yield from _freshness(line)
     for tier, objective in numbers_by_tier(pipeline.settings.slo_targets).items():
-        yield ("slo_objective_ratio", (tier,)), objective
+        if objective:  # 0: the tier has none
+            yield ("slo_objective_ratio", (tier,)), objective
     for one in slo_status(pipeline, census=census).lines:
         place = (str(one.tier), str(one.interval))
         for window, rate in one.burn_rates.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_data_pipeline.domain.alert_rules import (
@@ -79,6 +80,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DENSITY_EVERY = timedelta(days=1)
+# A statement timed out, a lock was not given, a table is not there: through SQLAlchemy, or through a cursor of ``storage.bulk``.
+_STATEMENT_FAILURES = (SQLAlchemyError, psycopg2.Error)
 # Two who look every thirty seconds come at slightly different times: who comes a moment early shall not wait for another turn.
 _A_MOMENT = timedelta(seconds=1)
 # A provider whose breaker was opened within so many cool-downs was tried just now: one trial a cool-down.
@@ -201,14 +204,14 @@ def _priced(pipeline: Pipeline, config: AlertsConfig, now: datetime) -> tuple[li
         return price_looks(pipeline, config, now=now)
     except DatabaseUnreachableError:
         raise
-    except (MarketDataError, SQLAlchemyError) as failure:
+    except (MarketDataError, *_STATEMENT_FAILURES) as failure:
         names = tuple(rule.name for rule in config.price_rules)
         return [_blind(names, failure)], {}
 
 
 def _blind(rules: tuple[str, ...], failure: Exception) -> Look:
-    # SQLAlchemy's text holds the statement, over many lines: its class says what there is to say.
-    said = type(failure).__name__ if isinstance(failure, SQLAlchemyError) else str(failure)
+    # Their text holds the statement, over many lines: the class says what there is to say.
+    said = type(failure).__name__ if isinstance(failure, _STATEMENT_FAILURES) else str(failure)
     logger.warning("blind for %s: %s", ", ".join(rules), said)
     return Look(rules, blind=said)
 
@@ -254,7 +257,7 @@ class _Looker:
             return probe()
         except DatabaseUnreachableError:
             raise
-        except (MarketDataError, SQLAlchemyError, OSError) as failure:
+        except (MarketDataError, *_STATEMENT_FAILURES, OSError) as failure:
             return _blind(rules, failure)
 
     def sample(self) -> Sample | None:
@@ -262,7 +265,7 @@ class _Looker:
         try:
             counters = read_counters(self.pipeline.engine)
             dead = dead_letters_now(self.pipeline.engine)
-        except SQLAlchemyError as failure:
+        except _STATEMENT_FAILURES as failure:
             logger.warning("the counters cannot be read: %s", type(failure).__name__)
             return None
         errors: dict[str, float] = {}

@@ -589,7 +589,9 @@ def session_digests(batch: CandleBatch, offsets: Int64s) -> list[bytes | None]:
 class CandleWriter:
     """Stores batches. Instances may be shared by threads; each write takes a connection of the engine's pool."""
 
-    def __init__(self, engine: Engine, tracer: Tracer = NO_TRACER, *, tell_seconds: Callable[[float], object] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, tracer: Tracer = NO_TRACER, *, tell_seconds: Callable[[float], object] | None = None
+    ) -> None:
         self._engine, self._tracer = engine, tracer
         # Told how long each batch took, from asking for its locks until it is committed.
         self._tell_seconds = tell_seconds

@@ -59,6 +59,11 @@ def begins(look: Look, rule: str) -> list[str]:
     return [finding.key for finding in found(look, rule) if not finding.holds_only]
 
 
+def test_a_tier_without_a_target_violates_none() -> None:
+    look = census_look(Census(AT, [line(Tier.T2, stale=500)], []), {**TARGETS, Tier.T2: 0.0}, BOOK)
+    assert found(look, "SLOGapViolationHigh") == []
+
+
 def census(*lines: FreshnessLine, late: tuple[StaleSymbol, ...] = ()) -> Look:
     return census_look(Census(AT, lines, late), TARGETS, BOOK)
 

@@ -112,6 +112,20 @@ def test_a_probe_that_fails_is_blind_and_ends_no_alert(played: Stage) -> None:
     assert firing(played) == {"DiskFilling"}
 
 
+def test_a_statement_that_fails_blinds_those_rules_alone(played: Stage) -> None:
+    file = played.pipeline.settings.home / "alerts.yaml"
+    symbol = played.pipeline.universe.instruments()[0].symbol
+    rule = f"{{kind: threshold, source: candle, symbols: {symbol}, below: 1}}"
+    file.write_text(f"price_rules: {{Cheap: {rule}}}\n", encoding="utf-8")
+    with played.pipeline.engine.begin() as connection:
+        connection.exec_driver_sql("drop table price_rule_state")
+    played.clock.instant = ELEVEN
+    played.collect()
+    report = watch(played.pipeline, by="a test", alerts=AlertsFile(file), disk=lambda _home: FULL, send=ignored)
+    assert (report.problem, report.blind) == (None, {"Cheap": "UndefinedTable"})
+    assert {alert.rule for alert in open_alerts(played.pipeline)} == {"DiskFilling"}
+
+
 def test_a_run_that_failed_is_told_once_and_over_when_it_is_right_again(played: Stage) -> None:
     failures = FailureStore(played.pipeline.engine)
     failures.note(Failure(FailureKind.RUN, "candles_1m", "it broke", ELEVEN))
