@@ -42,6 +42,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take the longest, the longest first: begun last, one of them alone would keep everybody waiting for minutes.
+LONGEST = (
+    "test_crashes.py",
+    "test_canary.py",
+    "test_demo.py",
+    "test_ui_backfill.py",
+    "test_drill.py",
+    "test_killed_jobs.py",
+    "test_week.py",
+    "test_quiet_month_",
+    "test_ui_checks.py",
+    "test_event_log.py",
+    "test_stack.py",
+    "test_situations_",
+    "test_serve.py",
+    "test_recorded_bodies.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the others as they were found."""
+    rank = {
+        path: next((place for place, name in enumerate(LONGEST) if path.name.startswith(name)), len(LONGEST))
+        for path in {item.path for item in items}
+    }
+    items.sort(key=lambda item: rank[item.path])
+
+
 def roomy_memory() -> str | None:
     """Where temporary data directories go: memory where there is plenty, since disks make these tests several times slower."""
     memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes the names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -173,9 +173,11 @@ class Census:
     """Every followed symbol against the calendar at ``at``. Lines only of tiers and intervals that something is expected of now.
 
     ``stale``: the worst ones of each tier and interval, at most so many that a person would read. ``lost``: bars lost in between,
-    where the newest is on time, are in the lines only.
+    where the newest is on time, are in the lines only. ``last_due_at``: the newest deadline that has passed; None where nothing was
+    ever due.
     """
 
     at: datetime
     lines: Sequence[FreshnessLine] = ()
-    stale: Sequence[StaleSymbol] = field(default=())
+    stale: Sequence[StaleSymbol] = ()
+    last_due_at: datetime | None = None

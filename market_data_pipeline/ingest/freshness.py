@@ -70,7 +70,13 @@ def take_census(pipeline: Pipeline, *, intervals: Sequence[Interval] = tuple(Int
         for one in [watch[row.place]]
     ]
     stale.sort(key=lambda one: (one.tier, one.interval.seconds, -one.lag_seconds, one.symbol))
-    return Census(at=at, lines=[line for line in lines if line.symbols or line.pending], stale=stale)
+    newest = [int(one.watched.deadlines[one.watched.due(stamp) - 1]) for one in watch]
+    return Census(
+        at=at,
+        lines=[line for line in lines if line.symbols or line.pending],
+        stale=stale,
+        last_due_at=_instant(max(newest)) if newest else None,
+    )
 
 
 def record_census(pipeline: Pipeline, census: Census) -> None:
@@ -122,7 +128,7 @@ def slo_status(pipeline: Pipeline, *, census: Census | None = None) -> SloStatus
                 windows={name: past.get(name, Bars()) for name in WINDOWS},
             )
         )
-    return SloStatus(census.at, lines, _last_due_at(pipeline, census.at))
+    return SloStatus(census.at, lines, census.last_due_at)
 
 
 def measure_density(pipeline: Pipeline, *, older_than: timedelta = timedelta(0)) -> int | None:
@@ -213,12 +219,6 @@ def _sessions(
         minute_ends = None if minutes is None else minutes.ends_at[minutes.bars_of(slice(place, place + 1))]
         yield _Session(watched, promise, not found_newest, closes_at, grid.starts_at[bars], ends_at, minute_ends)
         found_newest = True
-
-
-def _last_due_at(pipeline: Pipeline, at: datetime) -> datetime | None:
-    stamp = at.timestamp()
-    newest = [int(one.watched.deadlines[one.watched.due(stamp) - 1]) for one in _watch(pipeline, tuple(Interval), stamp)]
-    return _instant(max(newest)) if newest else None
 
 
 # --- what is made of the counts ------------------------------------------------------------------------------------------
