@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.run_request import InstigatorType
 from pydantic import SecretStr
 
 from market_data_pipeline.defs.event_log import BatchPostgresEventLogStorage, BatchSqliteEventLogStorage
@@ -55,6 +56,19 @@ def test_the_file_loads_on_postgres_with_the_batched_event_log(home: Path) -> No
         assert not instance.telemetry_enabled
         instance.add_dynamic_partitions("symbols", ["AAPL"])
         assert instance.get_dynamic_partitions("symbols") == ["AAPL"]
+
+
+@pytest.mark.usefixtures("dagster_database")
+@pytest.mark.parametrize("file", [POSTGRES, SQLITE], ids=lambda path: path.name)
+@pytest.mark.parametrize("kind", [InstigatorType.SCHEDULE, InstigatorType.SENSOR])
+def test_ticks_of_which_nothing_came_are_kept_for_three_days_and_no_tick_for_ever(
+    home: Path, file: Path, kind: InstigatorType
+) -> None:
+    # A sensor that looks every ten seconds makes 8,640 of them a day.
+    shutil.copy(file, home / "dagster.yaml")
+    with dg.DagsterInstance.get() as instance:
+        days = {status.value.lower(): kept for status, kept in instance.get_tick_retention_settings(kind).items()}
+    assert days == {"skipped": 3, "started": 3, "success": 30, "failure": 30}
 
 
 def test_what_our_modules_log_stands_on_the_page_of_the_run_whatever_thread_says_it(home: Path) -> None:
