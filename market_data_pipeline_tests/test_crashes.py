@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,13 @@ def workers(stack: Running) -> list[psutil.Process]:
 
 
 def postgres(stack: Running) -> list[psutil.Process]:
-    return [process for process in stack.processes() if process.name() == "postgres"]
+    found = []
+    for process in stack.processes():
+        # Backends come and go while we look.
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == "postgres":
+                found.append(process)
+    return found
 
 
 def everything(stack: Running) -> list[psutil.Process]:

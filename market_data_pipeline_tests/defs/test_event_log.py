@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.event_log import SqlEventLogStorageTable
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
-from market_data_pipeline.defs.event_log import BatchSqliteEventLogStorage, missing_names, prune_without_runs
+from market_data_pipeline.defs.event_log import BatchSqliteEventLogStorage, missing_names
 from market_data_pipeline.defs.materialize import report_runless
 from market_data_pipeline.defs.partitions import candle_partitions, partition_key
 from market_data_pipeline.domain.candles import Interval
@@ -198,89 +193,6 @@ def test_a_run_that_is_deleted_takes_its_events_with_it(fresh_pair: Pair) -> Non
     for instance in fresh_pair.values():
         instance.delete_run(instance.get_runs()[0].run_id)
         assert instance.get_materialized_partitions(MINUTES) == set()
-
-
-# --- what is never deleted by Dagster
-
-TOMORROW = datetime.now(UTC) + timedelta(days=1)
-QUOTES = dg.AssetKey(["quotes", "l1"])
-
-
-def checked(instance: dg.DagsterInstance, *, passed: bool) -> None:
-    instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(asset_key=MINUTES, check_name="newest_candle_is_on_time", passed=passed, metadata={})
-    )
-
-
-def rows(instance: dg.DagsterInstance, table: sa.Table) -> int:
-    """Rows of the event log, or results of our check: of those that a run planned, in-process runs leave some for ever."""
-    wanted: sa.ColumnElement[bool] = sa.true()
-    if table is AssetCheckExecutionsTable:
-        wanted = sa.and_(table.c.check_name == "newest_candle_is_on_time", table.c.asset_key == MINUTES.to_string())
-    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
-        return int(connection.execute(sa.select(sa.func.count()).select_from(table).where(wanted)).scalar_one())
-
-
-def test_of_events_without_a_run_the_newest_of_each_partition_and_kind_stays(fresh_pair: Pair) -> None:
-    for instance in fresh_pair.values():
-        for day in (5, 6):
-            for _ in range(3):
-                key = partition_key(Cell(f"2024-02-{day:02d}", "AAPL"))
-                instance.report_runless_asset_event(dg.AssetMaterialization(MINUTES, partition=key))
-        for _ in range(4):
-            instance.report_runless_asset_event(dg.AssetObservation(QUOTES))
-        shown = instance.get_materialized_partitions(MINUTES)
-        assert prune_without_runs(instance, before=TOMORROW, at_most=1_000) == 2 * 2 + 3
-        assert instance.get_materialized_partitions(MINUTES) == shown
-        assert len(instance.fetch_observations(QUOTES, limit=10).records) == 1
-        assert prune_without_runs(instance, before=TOMORROW, at_most=1_000) == 0
-
-
-def test_an_event_without_a_run_goes_once_a_run_has_said_the_same_later(fresh_pair: Pair) -> None:
-    for instance in fresh_pair.values():
-        instance.report_runless_asset_event(dg.AssetMaterialization(MINUTES, partition=partition_key(FIRST)))
-        run = run_box(instance, FakeWorkbench(universe(*SYMBOLS)), FIRST, FIRST)
-        prune_without_runs(instance, before=TOMORROW, at_most=1_000)
-        told = instance.fetch_materializations(MINUTES, limit=100).records
-        assert {record.run_id for record in told if record.partition_key == FIRST.key} >= {run.run_id}
-        assert "" not in {record.run_id for record in told}
-
-
-def test_of_a_checks_results_the_newest_stays_and_is_shown(fresh_pair: Pair) -> None:
-    for instance in fresh_pair.values():
-        for passed in (True, False, True, False):
-            checked(instance, passed=passed)
-        prune_without_runs(instance, before=TOMORROW, at_most=1_000)
-        assert rows(instance, AssetCheckExecutionsTable) == 1
-        key = dg.AssetCheckKey(MINUTES, "newest_candle_is_on_time")
-        newest = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
-        assert newest.status is AssetCheckExecutionRecordStatus.FAILED
-
-
-def test_what_is_young_stays(fresh_pair: Pair) -> None:
-    for instance in fresh_pair.values():
-        checked(instance, passed=False)
-        checked(instance, passed=True)
-        assert prune_without_runs(instance, before=datetime.now(UTC) - timedelta(days=1), at_most=1_000) == 0
-
-
-def test_no_more_is_deleted_than_asked(fresh_pair: Pair) -> None:
-    for instance in fresh_pair.values():
-        for _ in range(5):
-            instance.report_runless_asset_event(dg.AssetObservation(QUOTES))
-        assert [prune_without_runs(instance, before=TOMORROW, at_most=3) for _ in range(3)] == [3, 1, 0]
-
-
-def test_a_minute_cadence_does_not_let_the_event_log_grow(fresh_pair: Pair) -> None:
-    instance = fresh_pair[BATCHED]
-    sizes = []
-    for _night in range(4):
-        for minute in range(20):
-            instance.report_runless_asset_event(dg.AssetObservation(QUOTES))
-            checked(instance, passed=minute % 2 == 0)
-        prune_without_runs(instance, before=TOMORROW, at_most=1_000)
-        sizes.append((rows(instance, SqlEventLogStorageTable), rows(instance, AssetCheckExecutionsTable)))
-    assert len(set(sizes)) == 1
 
 
 def test_this_version_of_dagster_has_every_private_name_we_lean_on() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from market_data_pipeline.domain.alert_config import NO_CONFIG, AlertsConfig
@@ -235,6 +235,7 @@ def test_a_p95_lies_in_the_bucket_that_holds_it(counts: list[int]) -> None:
 
 
 @given(st.lists(st.integers(20, 200), min_size=1, max_size=300))
+@example([20, 20, 20, 20, 120, 200, 200, 62, 200, 200, 200, 20, 20, 99, 200, 200])
 def test_whoever_watches_at_any_pace_remembers_ten_minutes_and_an_hour_in_few_samples(pauses: list[int]) -> None:
     kept: list[Sample] = []
     at = AT
