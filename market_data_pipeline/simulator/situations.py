@@ -505,7 +505,7 @@ QUIET_TROUPE = Troupe(t0=12, t1=16, t2=12, illiquid={Tier.T1: (6, 0.35), Tier.T2
 QUIET_WEEKS = tuple(
     (date(2024, 11, first), date(2024, 11, last)) for first, last in ((1, 6), (7, 12), (13, 18), (19, 24), (25, 30))
 )
-_IN_SESSION, _BEFORE, _AFTER = timedelta(minutes=5), timedelta(minutes=10), timedelta(minutes=150)
+_OFTEN, _IN_SESSION, _BEFORE, _AFTER = timedelta(minutes=5), timedelta(minutes=10), timedelta(minutes=10), timedelta(minutes=150)
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,8 +520,9 @@ class Quiet:
 
 
 def play_quiet(first: date, last: date, database_url: str, home: Path, *, seed: int = 7) -> Quiet:
-    """The days from ``first`` to ``last``, looked at every five minutes in session and hourly outside, with ordinary noise.
+    """The days from ``first`` to ``last``, with ordinary noise.
 
+    Somebody looks every ten minutes in session, every five around open and close, hourly outside.
     Noise: fetches that come a minute late, single failed requests, a breaker that opens once and closes at its first trial, minutes
     that nobody traded, an evening's backfill in the queue, a dead letter a day, one batch in thirty that takes two seconds, a disk
     that fills by a fifth of it in a month.
@@ -551,7 +552,9 @@ def _quiet_day(stage: Stage, day: date, random: Random, noise: Counter[str]) -> 
         return [(instant, None) for instant in hourly]
     bounds = calendar.bounds(day, day)
     opens, closes = (datetime.fromtimestamp(int(at[0]), UTC) for at in (bounds.opens_at, bounds.closes_at))
-    looks = sorted({*hourly, *ticks(opens - _BEFORE, closes + _AFTER, _IN_SESSION)})
+    hour = timedelta(hours=1)
+    edges = (*ticks(opens - _BEFORE, opens + hour, _OFTEN), *ticks(closes - hour, closes + hour, _OFTEN))
+    looks = sorted({*hourly, *edges, *ticks(opens - _BEFORE, closes + _AFTER, _IN_SESSION)})
     in_session = [instant for instant in looks if opens < instant < closes]
     acts: list[tuple[datetime, Act]] = []
 
