@@ -472,7 +472,7 @@ def performance() -> Json:
                 "Calendar",
                 "Days until the last session that the calendars know; after it nothing is expected.",
                 "d",
-                "min(calendar_horizon_days)",
+                "min(calendar_horizon_seconds) / 86400",
                 steps((None, RED), (60, YELLOW), (90, GREEN)),
             ),
             number(
@@ -543,7 +543,7 @@ def performance() -> Json:
                 "Calendar horizon",
                 "Days until the last session that each calendar knows.",
                 "d",
-                query("min by (calendar) (calendar_horizon_days)", "{{calendar}}"),
+                query("min by (calendar) (calendar_horizon_seconds) / 86400", "{{calendar}}"),
                 thresholds=steps((None, RED), (60, GREEN)),
             ),
         ],

@@ -108,7 +108,7 @@ METRICS = (
     Metric("alert_notices", _G, ("state",), "Messages in the outbox: queued, sent or dead."),
     Metric("alert_oldest_notice_age_seconds", _G, (), "How long the oldest undelivered message waits."),
     Metric("watch_age_seconds", _G, (), "Since when nobody has looked at SLOs and alert rules."),
-    Metric("calendar_horizon_days", _G, ("calendar",), "Days until the last session that the calendar knows."),
+    Metric("calendar_horizon_seconds", _G, ("calendar",), "How long until the last session that the calendar knows; whole days."),
     Metric("universe_symbols", _G, ("tier",), "Active symbols."),
     Metric("database_size_bytes", _G, (), "Size of our database."),
     Metric("disk_free_ratio", _G, ("volume",), "Free share of the disk under MDP_HOME."),

@@ -22,6 +22,7 @@ from market_data_pipeline.domain.coverage import Verdict
 from market_data_pipeline.domain.errors import DatabaseUnreachableError, MarketDataError, ProviderError
 from market_data_pipeline.domain.metrics import BY_NAME, Histogram, MetricsSnapshot
 from market_data_pipeline.domain.queue import JobKind
+from market_data_pipeline.domain.sessions import DAY
 from market_data_pipeline.domain.universe import Tier
 from market_data_pipeline.ingest.freshness import slo_status, take_census
 from market_data_pipeline.ingest.overview import missing_now
@@ -153,7 +154,7 @@ def _small(pipeline: Pipeline, now: datetime) -> Values:
     # Of a watch that never was it is not known for how long; it is too long by any measure.
     yield ("watch_age_seconds", ()), max((now - watched.at).total_seconds(), 0.0) if watched else math.inf
     for name in calendars_in_use(engine):
-        yield ("calendar_horizon_days", (name,)), pipeline.calendars(name).days_to_horizon(now.date())
+        yield ("calendar_horizon_seconds", (name,)), pipeline.calendars(name).days_to_horizon(now.date()) * DAY
     home = pipeline.settings.home
     there = next(path for path in (home, *home.parents) if path.exists())
     usage = shutil.disk_usage(there)

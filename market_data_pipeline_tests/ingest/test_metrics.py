@@ -129,7 +129,7 @@ def test_its_numbers_are_those_of_the_tables(database_url: str, tmp_path: Path) 
     assert of(found, "backfill_queue_depth") == {("T0",): 1, ("T1",): 0, ("T2",): 0}
     assert of(found, "alerts_firing") == {("SymbolStale", "warning"): 1}
     assert of(found, "watch_age_seconds") == {(): 42.0}
-    assert of(found, "calendar_horizon_days")["XNYS",] == horizon
+    assert of(found, "calendar_horizon_seconds")["XNYS",] == horizon * 86_400
     assert of(found, "build_info") == {(__version__,): 1.0}
     assert of(found, "slo_objective_ratio") == {("T0",): 0.005, ("T1",): 0.02, ("T2",): 0.05}
     # A fiftieth of what was sent in a second, whatever of alpaca's limit that is.
