@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +22,7 @@ from market_data_pipeline.storage.embedded import EmbeddedPostgres
 from market_data_pipeline.storage.migrations import apply_migrations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.engine import Engine
 
@@ -129,3 +130,13 @@ def one_by_one(batch: CandleBatch) -> list[CandleBatch]:
             )
         )
     return parts
+
+
+def timed(work: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each round."""
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return taken

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import sqlalchemy as sa
-from batches import add_symbols, fresh_database
+from batches import add_symbols, fresh_database, timed
 from pydantic import SecretStr
 from report import report
 
@@ -32,7 +32,7 @@ from market_data_pipeline.settings import Settings
 from market_data_pipeline.wiring import open_pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy.engine import Engine
 
@@ -153,16 +153,6 @@ def questions(pipeline: Pipeline, later: Pipeline, frozen: Pipeline, rounds: int
     yield "peer: plain SQL, one statement a symbol, 1m alone", timed(one_by_one, 1)
 
 
-def timed(work: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round."""
-    taken = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return taken
-
-
 def lines(questions: Iterator[tuple[str, list[float]]], servers: Servers) -> Iterator[dict[str, Any]]:
     """A line a question."""
     before = servers.seconds()
@@ -177,6 +167,19 @@ def lines(questions: Iterator[tuple[str, list[float]]], servers: Servers) -> Ite
         before = servers.seconds()
 
 
+@contextmanager
+def a_universe(symbols: int, sessions: int) -> Iterator[tuple[Engine, Path]]:
+    """A database with the ledger of so many symbols, vacuumed, and a folder to work in; both are gone afterwards."""
+    with fresh_database() as engine, TemporaryDirectory() as home:
+        add_symbols(engine, symbols)
+        with engine.begin() as connection:
+            connection.execute(sa.text(TIERS))
+        fill(engine, sessions)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.text("vacuum analyze"))
+        yield engine, Path(home)
+
+
 def _instant(at: int) -> datetime:
     return datetime.fromtimestamp(at, UTC)
 
@@ -189,18 +192,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--json", type=Path, help="where to write the numbers (default: benchmarks/results/)")
     chosen = arguments.parse_args()
-    with fresh_database() as engine, TemporaryDirectory() as home:
-        add_symbols(engine, chosen.symbols)
-        with engine.begin() as connection:
-            connection.execute(sa.text(TIERS))
-        fill(engine, chosen.sessions)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sa.text("vacuum analyze"))
+    with a_universe(chosen.symbols, chosen.sessions) as (engine, home):
+        with engine.connect() as connection:
             rows = connection.execute(sa.text("select count(*) from coverage")).scalar_one()
         with (
-            pipeline_at(engine, Path(home), NOW) as pipeline,
-            pipeline_at(engine, Path(home), NEXT) as later,
-            pipeline_at(engine, Path(home), FROZEN) as frozen,
+            pipeline_at(engine, home, NOW) as pipeline,
+            pipeline_at(engine, home, NEXT) as later,
+            pipeline_at(engine, home, FROZEN) as frozen,
         ):
             table = list(lines(questions(pipeline, later, frozen, chosen.rounds), Servers(engine)))
     notes = [

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sqlalchemy as sa
-from batches import NOW, POLICY, SLOTS, add_symbols, fresh_database, minutes
+from batches import NOW, POLICY, SLOTS, add_symbols, fresh_database, minutes, timed
 from report import report
 
 from market_data_pipeline.domain.candles import CandleColumns, Interval
@@ -30,7 +30,7 @@ from market_data_pipeline.storage.ledger import Ledger
 from market_data_pipeline.storage.overview import AskedSession, AskedSymbol, EdgeSession, Overview
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.engine import Engine
 
@@ -154,16 +154,6 @@ def a_poll(ids: Sequence[int], day: date, minute: int) -> CandleBatch:
             Fetch("benchmark", f"S{symbol_id}", Interval.M1, "/benchmark", NOW, 0.1, "ok", status=200, rows=1) for symbol_id in ids
         ],
     )
-
-
-def timed(work: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round."""
-    taken = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return taken
 
 
 def ours(engine: Engine, days: Sequence[date], rounds: int) -> Iterator[tuple[str, int, list[float]]]:

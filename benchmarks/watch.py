@@ -11,12 +11,9 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-from batches import add_symbols, fresh_database
-from census import NOW, TIERS, fill, pipeline_at
+from census import NOW, a_universe, pipeline_at
 from report import report
 
 from market_data_pipeline.ingest.freshness import record_census, slo_status, take_census
@@ -69,15 +66,9 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--json", type=Path, help="where to write the numbers (default: benchmarks/results/)")
     chosen = arguments.parse_args()
-    with fresh_database() as engine, TemporaryDirectory() as home:
-        add_symbols(engine, chosen.symbols)
-        with engine.begin() as connection:
-            connection.execute(sa.text(TIERS))
-        fill(engine, chosen.sessions)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sa.text("vacuum analyze"))
+    with a_universe(chosen.symbols, chosen.sessions) as (engine, home):
         clock = MovedClock(NOW)
-        with pipeline_at(engine, Path(home), NOW) as opened:
+        with pipeline_at(engine, home, NOW) as opened:
             pipeline = replace(opened, clock=clock)
             table = [
                 {"part": name, "ms": statistics.median(taken) * 1000, "worst ms": max(taken) * 1000}

@@ -12,9 +12,6 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-import psycopg2
-from sqlalchemy.exc import SQLAlchemyError
-
 from market_data_pipeline import __version__
 from market_data_pipeline.domain.candles import Interval
 from market_data_pipeline.domain.capabilities import ACTIONS, MACRO, OPTIONS_CHAIN, QUOTES_L1, bars
@@ -29,6 +26,7 @@ from market_data_pipeline.ingest.overview import missing_now
 from market_data_pipeline.settings import numbers_by_tier
 from market_data_pipeline.storage.budgets import PostgresBudget
 from market_data_pipeline.storage.counters import as_metric, read_counters
+from market_data_pipeline.storage.database import STATEMENT_FAILURES
 from market_data_pipeline.storage.metrics import read_gauges
 from market_data_pipeline.storage.watch import calendars_in_use, outbox_now, tier_queues, watch_state
 
@@ -94,8 +92,7 @@ def _read(question: Callable[[], Values]) -> dict[Series, float | Histogram]:
         values.update(question())
     except DatabaseUnreachableError:
         raise
-    except (MarketDataError, SQLAlchemyError, psycopg2.Error, OSError) as failure:
-        # The database's text holds the statement, over many lines: its class says what there is to say.
+    except (MarketDataError, *STATEMENT_FAILURES, OSError) as failure:
         said = str(failure) if isinstance(failure, MarketDataError | OSError) else type(failure).__name__
         logger.warning("some metrics cannot be read: %s", said)
     return values

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import psycopg2
-from sqlalchemy.exc import SQLAlchemyError
-
 from market_data_pipeline.domain.alert_rules import (
     BURN_RULES,
     DEAD_RULES,
@@ -52,6 +49,7 @@ from market_data_pipeline.ingest.price_watch import price_looks
 from market_data_pipeline.observability.delivery import deliver
 from market_data_pipeline.settings import numbers_by_tier
 from market_data_pipeline.storage.counters import read_counters
+from market_data_pipeline.storage.database import STATEMENT_FAILURES
 from market_data_pipeline.storage.failures import FailureStore
 from market_data_pipeline.storage.seats import WATCH, Seat
 from market_data_pipeline.storage.watch import (
@@ -80,8 +78,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DENSITY_EVERY = timedelta(days=1)
-# A statement timed out, a lock was not given, a table is not there: through SQLAlchemy, or through a cursor of ``storage.bulk``.
-_STATEMENT_FAILURES = (SQLAlchemyError, psycopg2.Error)
 # Two who look every thirty seconds come at slightly different times: who comes a moment early shall not wait for another turn.
 _A_MOMENT = timedelta(seconds=1)
 # A provider whose breaker was opened within so many cool-downs was tried just now: one trial a cool-down.
@@ -204,14 +200,13 @@ def _priced(pipeline: Pipeline, config: AlertsConfig, now: datetime) -> tuple[li
         return price_looks(pipeline, config, now=now)
     except DatabaseUnreachableError:
         raise
-    except (MarketDataError, *_STATEMENT_FAILURES) as failure:
+    except (MarketDataError, *STATEMENT_FAILURES) as failure:
         names = tuple(rule.name for rule in config.price_rules)
         return [_blind(names, failure)], {}
 
 
 def _blind(rules: tuple[str, ...], failure: Exception) -> Look:
-    # Their text holds the statement, over many lines: the class says what there is to say.
-    said = type(failure).__name__ if isinstance(failure, _STATEMENT_FAILURES) else str(failure)
+    said = type(failure).__name__ if isinstance(failure, STATEMENT_FAILURES) else str(failure)
     logger.warning("blind for %s: %s", ", ".join(rules), said)
     return Look(rules, blind=said)
 
@@ -257,7 +252,7 @@ class _Looker:
             return probe()
         except DatabaseUnreachableError:
             raise
-        except (MarketDataError, *_STATEMENT_FAILURES, OSError) as failure:
+        except (MarketDataError, *STATEMENT_FAILURES, OSError) as failure:
             return _blind(rules, failure)
 
     def sample(self) -> Sample | None:
@@ -265,7 +260,7 @@ class _Looker:
         try:
             counters = read_counters(self.pipeline.engine)
             dead = dead_letters_now(self.pipeline.engine)
-        except _STATEMENT_FAILURES as failure:
+        except STATEMENT_FAILURES as failure:
             logger.warning("the counters cannot be read: %s", type(failure).__name__)
             return None
         errors: dict[str, float] = {}

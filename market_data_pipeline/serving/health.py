@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from market_data_pipeline.domain.errors import MarketDataError, MigrationError
 from market_data_pipeline.domain.sessions import HORIZON_WARNING_DAYS
 from market_data_pipeline.domain.universe import Tier
+from market_data_pipeline.storage.database import STATEMENT_FAILURES
 from market_data_pipeline.storage.migrations import migration_status
 from market_data_pipeline.storage.watch import calendars_in_use, outbox_now, tier_queues, watch_state
 
@@ -97,8 +96,7 @@ def other_parts(pipeline: Pipeline) -> dict[str, Part]:
 def _looked(look: Callable[[Pipeline, datetime], Part], pipeline: Pipeline, now: datetime) -> Part:
     try:
         return look(pipeline, now)
-    except (MarketDataError, SQLAlchemyError) as failure:
-        # The database's text holds the statement.
+    except (MarketDataError, *STATEMENT_FAILURES) as failure:
         return Part(ok=False, why=f"cannot be asked: {type(failure).__name__}")
 
 

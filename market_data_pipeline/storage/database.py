@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from market_data_pipeline.domain.errors import ConfigurationError, DatabaseUnreachableError, UnsupportedServerError
 from market_data_pipeline.storage.embedded import EmbeddedPostgres
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 15  # MERGE, on which the write path rests, came with 15
 CONNECT_TIMEOUT_SECONDS = 10
+# A statement failed though the server is there: it timed out, a lock was not given, a table is not. Through SQLAlchemy, or a cursor
+# of ``bulk.transaction``. Their texts hold the statement, over many lines: for people their class says what there is to say.
+STATEMENT_FAILURES = (SQLAlchemyError, psycopg2.Error)
 URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
